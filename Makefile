@@ -1,0 +1,48 @@
+# Everything runs in .venv; the constraints file pins the versions that were tested.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test check truth base-model reviews clean
+
+help:
+	@echo "make demo        install, then compare all methods on the built-in example (about 6 minutes)"
+	@echo "make test        install, then the whole test suite with ruff and mypy"
+	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
+	@echo "make reviews     the built-in example over 3 seeds (about 20 minutes)"
+	@echo "make base-model  train the built-in base model again from its data"
+
+# torch first, and from the constraints: whatever would pull it later finds it there
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/trimtab compare reviews --out runs/demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+truth: $(INSTALLED)
+	$(BIN)/python -m trimtab.truth --out docs/truth.md
+
+reviews: $(INSTALLED)
+	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2
+
+base-model: $(INSTALLED)
+	OMP_NUM_THREADS=2 $(BIN)/python -m trimtab.examples.reviews.base_model \
+	  --documents data/reviews/documents.jsonl.gz --out src/trimtab/examples/reviews/model
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""trimtab steers a model with feedback: every method on the same footing."""

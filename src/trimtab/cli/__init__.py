@@ -1,0 +1,5 @@
+"""The command line: `trimtab COMMAND ...`. A leaf: nothing imports it."""
+
+from trimtab.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,68 @@
+"""`trimtab compare FILE.yaml`."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trimtab.compare.config import CompareConfig, load_config
+from trimtab.compare.report import write_report
+from trimtab.compare.results import load_results
+from trimtab.compare.run import compare
+from trimtab.compare.table import summary_table
+from trimtab.terminal import console, quiet_libraries, reporting
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compares methods on one dataset, with one budget and one evaluation; writes one report."""
+
+    file: Annotated[str, tyro.conf.Positional]
+    """The comparison as YAML, or reviews for the built-in example."""
+    out: Path | None = None
+    """Folder for results and report, runs/NAME of the file if not given. What is there goes on."""
+    seeds: list[int] | None = None
+    """Instead of the file's seeds."""
+    methods: list[str] | None = None
+    """Only these of the file's methods."""
+    steps: int | None = None
+    """Optimiser steps of each run, instead of the file's budget."""
+    jobs: int | None = None
+    """Runs at a time."""
+
+
+def run(words: list[str]) -> int:
+    """Runs a comparison and writes its report."""
+    options = tyro.cli(Options, args=words, prog="trimtab compare")
+    file = built_in() if options.file == "reviews" and not Path("reviews").exists() else Path(options.file)
+    config = _overridden(load_config(file), options)
+    out = options.out or Path("runs") / file.stem
+    quiet_libraries()
+    with reporting() as progress:
+        compare(config, out, progress)
+    report = write_report(out)
+    console.print(summary_table(out))
+    console.print(f"the report is in {report}", markup=False, soft_wrap=True)
+    return 1 if all(result.status == "failed" for result in load_results(out)) else 0
+
+
+def built_in() -> Path:
+    """The comparison on the built-in film reviews."""
+    from trimtab.examples.reviews import COMPARISON
+
+    return COMPARISON
+
+
+def _overridden(config: CompareConfig, options: Options) -> CompareConfig:
+    changes: dict[str, object] = {}
+    if options.seeds:
+        changes["seeds"] = options.seeds
+    if options.jobs is not None:
+        changes["jobs"] = options.jobs
+    if options.steps is not None:
+        changes["budget"] = dataclasses.replace(config.budget, steps=options.steps)
+    if options.methods:
+        changes["methods"] = {name: config.methods.get(name, {}) for name in options.methods}
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]

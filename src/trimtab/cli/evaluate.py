@@ -1,0 +1,83 @@
+"""`trimtab evaluate MODEL`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from trimtab.cli.generate import prompts_of, write_rows
+from trimtab.compare.worker import summarise
+from trimtab.errors import UserError
+from trimtab.evaluate import evaluate
+from trimtab.policies.load import ModelConfig, Precision, load_language_policy, resolve_model
+from trimtab.rollouts.generate import Sampling
+from trimtab.rollouts.rewards import load_reward
+from trimtab.terminal import console, quiet_libraries
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures a model: one answer to each prompt, its rewards, its KL to a reference, its length."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A folder, a hub name, or reviews."""
+    data: str
+    """A file whose prompts are answered, or reviews (its held-out prompts)."""
+    reward: list[str] = field(default_factory=list)
+    """Rewards: a reward model's folder, file.py:function, or reviews (the built-in gold scorer)."""
+    reference: str | None = None
+    """The model that the KL is measured to."""
+    out: Path | None = None
+    """Write every answer here as JSON lines."""
+    most: int = 200
+    """At most this many prompts."""
+    max_new_tokens: int = 256
+    """Longest answer."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def run(words: list[str]) -> int:
+    """Prints the averages."""
+    options = tyro.cli(Options, args=words, prog="trimtab evaluate")
+    if options.out is not None and options.out.exists():
+        raise UserError(f"{options.out} exists already; choose another --out, or delete it")
+    quiet_libraries()
+    rewards = {name: load_reward(name, options.device) for name in options.reward}
+    answers = evaluate(
+        _load(options.model, options),
+        prompts_of(options.data, options.most),
+        Sampling(options.max_new_tokens, options.temperature),
+        rewards,
+        reference=None if options.reference is None else _load(options.reference, options),
+        seed=options.seed,
+    )
+    if options.out is not None:
+        write_rows(options.out, [answer.row() for answer in answers])
+    console.print(_table(options.model, len(answers), summarise(answers)))
+    return 0
+
+
+def _load(name: str, options: Options) -> Any:
+    config = ModelConfig(model=resolve_model(name), device=options.device, precision=options.precision)
+    return load_language_policy(config, trainable=False)
+
+
+def _table(model: str, prompts: int, metrics: dict[str, Any]) -> Table:
+    table = Table(title=f"{model}: one answer to each of {prompts} prompts", title_justify="left")
+    for heading in ("measure", "mean", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for name, value in metrics.items():
+        if not isinstance(value, dict):
+            table.add_row(name, f"{value:.3f}", "")
+        elif "se" in value:
+            low, high = (value["mean"] + sign * 1.96 * value["se"] for sign in (-1, 1))
+            table.add_row(f"{name} (nats)", f"{value['mean']:.3f}", f"{low:.3f} to {high:.3f}")
+        else:
+            table.add_row(name, f"{value['mean']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}")
+    return table

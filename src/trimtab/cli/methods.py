@@ -1,0 +1,79 @@
+"""`trimtab methods`: the summary table, from the registry."""
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.errors import UserError
+from trimtab.methods import METHODS, Method, find
+from trimtab.terminal import console
+
+DATA = {
+    "demonstration": "demonstrations",
+    "pair": "A/B choices",
+    "ranking": "rankings",
+    "thumbs": "thumbs",
+    "score": "scores",
+}
+
+
+def run(words: list[str]) -> int:
+    """Prints the table of methods, or as Markdown with --markdown."""
+    if words and words[0] in ("-h", "--help"):
+        print("usage: trimtab methods [--markdown]\n\nThe methods: what they train on, need, and are for.")
+        return 0
+    if words == ["--markdown"]:
+        print(markdown())
+        return 0
+    if words:
+        find(words[0])
+        raise UserError(f"trimtab methods takes no name; `trimtab train {words[0]} --help` shows that method")
+    table = Table(show_lines=True, box=box.SIMPLE)
+    for heading in ("method", "stage", "data", "needs"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("when to use it, and where its equation stands")
+    for method in in_order():
+        name, stage, data, needs, online, source, when = cells(method)
+        text = Text(when).append(f"\n{source}", style="dim")
+        table.add_row(name, f"{stage}\n{online}", data, needs, text)
+    console.print(table)
+    return 0
+
+
+def in_order() -> list[type[Method[Any]]]:
+    """The methods by stage, in the order in which one uses them."""
+    stages = ("supervised", "reward model", "preference")
+    return sorted(METHODS.values(), key=lambda method: (stages.index(method.stage), method.name))
+
+
+HEADINGS = ("method", "stage", "data", "needs", "online", "equation", "when to use it")
+
+
+def cells(method: type[Method[Any]]) -> list[str]:
+    """A method's line of the table."""
+    needs = [
+        name
+        for name, needed in (
+            ("reference", method.needs_reference),
+            ("reward model", method.needs_reward_model),
+        )
+        if needed
+    ]
+    return [
+        method.name,
+        method.stage,
+        DATA[method.data],
+        " and ".join(needs) or "nothing",
+        "online" if method.online else "offline",
+        method.source,
+        method.when,
+    ]
+
+
+def markdown() -> str:
+    """The table as Markdown, for the docs."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells(method)) + " |" for method in in_order()]
+    return "\n".join(lines)

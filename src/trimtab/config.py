@@ -1,0 +1,93 @@
+"""Configuration: typed dataclasses from YAML. An unknown key is refused with the nearest known one."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from trimtab.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises UserError if it cannot be read or holds something else."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); pass the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values at the top, found {type(content).__name__}")
+    return content
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping, checked against its annotations.
+
+    Args:
+        where: names the place in messages, such as "compare.yaml".
+    Raises:
+        UserError: a key is unknown or missing, or a value has the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}: the key {name!r} is missing")
+    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (hint,) = (a for a in arguments if a is not type(None))
+        return _value(hint, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where}: {value!r} is not known; {nearest(str(value), map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        _expect(isinstance(value, Mapping), "keys and values", value, where)
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if origin in (list, tuple):
+        _expect(isinstance(value, list), "a list", value, where)
+        return origin(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, Mapping), "keys and values", value, where)
+        return {key: _value(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass  # not a number either way: the check below says so
+    if hint is float and type(value) is int:
+        return float(value)
+    _expect(
+        type(value) is hint,
+        {str: "text", bool: "true or false"}.get(hint, f"a {hint.__name__}"),
+        value,
+        where,
+    )
+    return value
+
+
+def _expect(holds: bool, what: str, value: Any, where: str) -> None:
+    if not holds:
+        raise UserError(f"{where}: expected {what}, found {value!r}")

@@ -1,0 +1,60 @@
+"""Feedback by name, split by prompt: files, folders, hub names, and the built-in example."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from trimtab.errors import UserError, nearest
+from trimtab.feedback.readers import read
+from trimtab.feedback.records import Prompt, Record
+
+BUILT_IN = ("reviews", "reviews:demonstrations")
+
+
+def load_records(
+    name: str,
+    *,
+    split: str = "train",
+    bad_rows: Literal["stop", "skip"] = "stop",
+    rejects: Path | None = None,
+) -> list[Record]:
+    """The records of a file, a folder or a hub name, or of the built-in reviews.
+
+    `reviews` are the sentences with their human labels as thumbs; `reviews:demonstrations` are all
+    of them as demonstrations, whatever their label: the way reviewers write.
+    """
+    if name.split(":", maxsplit=1)[0] != "reviews" or Path(name).exists():
+        return read(name, split=split, bad_rows=bad_rows, rejects=rejects)
+    if name not in BUILT_IN:
+        raise UserError(f"{name}: the built-in example has no such part; {nearest(name, BUILT_IN)}")
+    from trimtab.examples.reviews.data import load
+
+    records = load("held_out" if split == "held_out" else "train")
+    if name == "reviews":
+        return records
+    return [
+        Record(kind="demonstration", prompt=r.prompt, responses=r.responses, source=r.source) for r in records
+    ]
+
+
+def split_by_prompt(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:
+    """(train, held out): all records of a prompt on one side, decided by a hash of the prompt.
+
+    Raises UserError if either side is empty.
+    """
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        sides[_share(record.prompt) < held_out].append(record)
+    if not sides[0] or not sides[1]:
+        raise UserError(
+            f"{len(records)} records cannot be split with {held_out:.0%} of the prompts held out: "
+            "one side would be empty; add data or change `held_out`"
+        )
+    return sides
+
+
+def _share(prompt: Prompt) -> float:
+    """A number in [0, 1) that depends on the prompt alone."""
+    digest = hashlib.sha256(repr(prompt).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,212 @@
+"""Batches: what each kind of feedback gives to a method, with typed fields.
+
+A batch holds packed sequences and, where a method needs them, the reference's log-probs of the same
+sequences: they are data, computed once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from trimtab.feedback.records import Kind
+from trimtab.feedback.sequences import Ids, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One tokenised piece of feedback: its rows of `Table.rows`, and what was said of them."""
+
+    rows: tuple[int, ...]
+    desirable: bool = False
+    margin: float = 0.0
+    ranks: tuple[int, ...] = ()
+    score: float = 0.0
+    baseline: float = 0.0
+    mismatched: int = -1  # row of this prompt with a response to another one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences, and the reference's log-probs of them ([S, R], or None)."""
+
+    kind: ClassVar[Kind]
+    sequences: Sequences
+    ref_logprobs: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """How many pieces of feedback there are."""
+        return len(self.sequences)
+
+    def log_ratios(self, logprobs: Tensor) -> Tensor:
+        """Policy over reference for each token: [S, R]; zero beyond a response's end."""
+        if self.ref_logprobs is None:
+            raise ValueError("this batch has no reference log-probs")
+        return logprobs - self.ref_logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations(Batch):
+    """Responses to imitate."""
+
+    kind: ClassVar[Kind] = "demonstration"
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], sequences: Sequences, ref: Tensor | None) -> Self:
+        return cls(sequences=sequences, ref_logprobs=ref)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Batch):
+    """B pairs as 2B sequences: the chosen ones, then the rejected ones. margin: [B]."""
+
+    kind: ClassVar[Kind] = "pair"
+    margin: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], sequences: Sequences, ref: Tensor | None) -> Self:
+        margin = torch.tensor([e.margin for e in examples], device=sequences.tokens.device)
+        return cls(sequences=sequences, ref_logprobs=ref, margin=margin)
+
+    @property
+    def size(self) -> int:
+        return len(self.margin)
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of the 2B sequences as those of the chosen and of the rejected ones."""
+        return values[: self.size], values[self.size :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbs(Batch):
+    """Responses judged alone. desirable: [B] bool.
+
+    `mismatched` holds each prompt with the response to another prompt; `kl` is the reference point
+    that KTO estimates on them, once for an optimiser step.
+    """
+
+    kind: ClassVar[Kind] = "thumbs"
+    desirable: Tensor
+    mismatched: Sequences | None = None
+    mismatched_ref_logprobs: Tensor | None = None
+    kl: Tensor | None = None
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], sequences: Sequences, ref: Tensor | None) -> Self:
+        desirable = torch.tensor([e.desirable for e in examples], device=sequences.tokens.device)
+        return cls(sequences=sequences, ref_logprobs=ref, desirable=desirable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rankings(Batch):
+    """B rankings of up to K responses. ranks, present: [B, K]; sequences row by row."""
+
+    kind: ClassVar[Kind] = "ranking"
+    ranks: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], sequences: Sequences, ref: Tensor | None) -> Self:
+        device = sequences.tokens.device
+        counts = torch.tensor([len(e.ranks) for e in examples], device=device)
+        present = torch.arange(int(counts.max()), device=device) < counts[:, None]
+        flat = torch.tensor([rank for e in examples for rank in e.ranks], device=device)
+        ranks = torch.zeros_like(present, dtype=torch.long).masked_scatter(present, flat)
+        return cls(sequences=sequences, ref_logprobs=ref, ranks=ranks, present=present)
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values of the S sequences as rows of rankings: [S] -> [B, K], zero where absent."""
+        return values.new_zeros(self.present.shape).masked_scatter(self.present, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Batch):
+    """Responses with a score each. score, baseline: [B]."""
+
+    kind: ClassVar[Kind] = "score"
+    score: Tensor
+    baseline: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], sequences: Sequences, ref: Tensor | None) -> Self:
+        fields = torch.tensor([[e.score, e.baseline] for e in examples], device=sequences.tokens.device)
+        return cls(sequences=sequences, ref_logprobs=ref, score=fields[:, 0], baseline=fields[:, 1])
+
+
+BATCH_TYPES: dict[Kind, type[Demonstrations | Pairs | Thumbs | Rankings | Scored]] = {
+    t.kind: t for t in (Demonstrations, Pairs, Thumbs, Rankings, Scored)
+}
+
+
+@dataclass
+class Table:
+    """All tokenised feedback of one kind. Responses that recur share a row.
+
+    Attributes:
+        kind: what each example is.
+        rows: (prompt tokens, response tokens) of every distinct sequence.
+        examples: the pieces of feedback, naming their rows.
+        ref_logprobs: for each row the reference's log-probs of the response, once computed.
+    """
+
+    kind: Kind
+    rows: list[tuple[Ids, Ids]]
+    examples: list[Example]
+    ref_logprobs: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def sequences(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Sequences:
+        return Sequences.pack([self.rows[row] for row in rows], device)
+
+    def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
+        """The typed batch of these examples."""
+        examples = [self.examples[i] for i in indices]
+        if self.kind == "pair":  # chosen first, then rejected
+            rows = [e.rows[side] for side in (0, 1) for e in examples]
+        else:
+            rows = [row for e in examples for row in e.rows]
+        sequences, ref = self._with_reference(rows, device)
+        batch = BATCH_TYPES[self.kind].of(examples, sequences, ref)
+        if isinstance(batch, Thumbs) and examples[0].mismatched >= 0:
+            mismatched, mismatched_ref = self._with_reference([e.mismatched for e in examples], device)
+            return Thumbs(
+                sequences=sequences,
+                ref_logprobs=ref,
+                desirable=batch.desirable,
+                mismatched=mismatched,
+                mismatched_ref_logprobs=mismatched_ref,
+            )
+        return batch
+
+    def _with_reference(
+        self, rows: Sequence[int], device: torch.device | str
+    ) -> tuple[Sequences, Tensor | None]:
+        sequences = self.sequences(rows, device)
+        if self.ref_logprobs is None:
+            return sequences, None
+        return sequences, sequences.unpack(torch.cat([self.ref_logprobs[row] for row in rows]).to(device))
+
+
+def by_tokens(rows: list[tuple[Ids, Ids]], batch_tokens: int) -> Iterator[list[int]]:
+    """Row numbers in batches of like length with at most `batch_tokens` tokens (or one row)."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    batch: list[int] = []
+    total = 0
+    for i in order:
+        length = len(rows[i][0]) + len(rows[i][1])
+        if batch and total + length > batch_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(i)
+        total += length
+    if batch:
+        yield batch

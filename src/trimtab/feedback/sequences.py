@@ -1,0 +1,100 @@
+"""Token sequences packed end to end: the one form in which text reaches a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """S prompts, each with its response, in one row without padding.
+
+    Masks come from lengths, never from token ids, so that EOS and padding may share an id.
+
+    Attributes:
+        tokens: [N] prompt and response of the first sequence, of the second, ...
+        prompt_lengths, response_lengths: [S], each at least 1.
+    """
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    response_lengths: Tensor
+
+    @classmethod
+    def pack(cls, rows: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> "Sequences":
+        """Packs (prompt tokens, response tokens) pairs."""
+        tokens = [token for prompt, response in rows for part in (prompt, response) for token in part]
+        lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in rows])
+        if len(rows) == 0 or int(lengths.min()) < 1:
+            raise ValueError("every sequence needs at least one prompt token and one response token")
+        return cls(torch.tensor(tokens, device=device), lengths[:, 0].to(device), lengths[:, 1].to(device))
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        return Sequences(
+            self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device)
+        )
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[S] tokens in each sequence."""
+        return self.prompt_lengths + self.response_lengths
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[S] where each sequence begins in `tokens`."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """[N] the sequence that each token belongs to."""
+        return torch.repeat_interleave(self.lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[N] each token's place in its own sequence, from 0."""
+        return torch.arange(len(self.tokens), device=self.tokens.device) - self.starts[self.owner]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[S, R] true where a response has a token: the positions where the policy chose."""
+        longest = int(self.response_lengths.max())
+        return torch.arange(longest, device=self.tokens.device) < self.response_lengths[:, None]
+
+    @cached_property
+    def response_index(self) -> Tensor:
+        """[M] where the response tokens stand in `tokens`, row by row."""
+        return (self.positions >= self.prompt_lengths[self.owner]).nonzero()[:, 0]
+
+    @cached_property
+    def predicting_index(self) -> Tensor:
+        """[M] the positions whose output predicts the response tokens: one earlier."""
+        return self.response_index - 1
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """[M] the response tokens."""
+        return self.tokens[self.response_index]
+
+    @cached_property
+    def last_index(self) -> Tensor:
+        """[S] where the last token of each response stands in `tokens`."""
+        return self.starts + self.lengths - 1
+
+    def unpack(self, flat: Tensor) -> Tensor:
+        """Values of the M response tokens as rows: [M] -> [S, R], zero beyond a response's end."""
+        return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+    def padded(self, pad: int = 0) -> tuple[Tensor, Tensor]:
+        """Right-padded tokens and attention mask, both [S, T]."""
+        longest = int(self.lengths.max())
+        mask = torch.arange(longest, device=self.tokens.device) < self.lengths[:, None]
+        tokens = self.tokens.new_full(mask.shape, pad).masked_scatter(mask, self.tokens)
+        return tokens, mask

@@ -1,0 +1,117 @@
+"""One training job from its options to the folder it leaves: what `trimtab train` does."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trimtab.checkpoint import atomic_folder
+from trimtab.data import load_records
+from trimtab.errors import UserError
+from trimtab.feedback.batches import Table
+from trimtab.feedback.conversions import ViewOptions
+from trimtab.methods import Method
+from trimtab.policies.base import Trainable
+from trimtab.policies.load import (
+    ModelConfig,
+    load_language_policy,
+    load_reward_model,
+    resolve_model,
+)
+from trimtab.reference import attach_reference
+from trimtab.train import RunConfig, make_table, total_steps, train
+
+log = logging.getLogger("trimtab")
+Progress = Callable[[str, int, int, str], None]  # (what, done, total, note)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which feedback, and how it is read."""
+
+    data: str
+    """A file (JSON, JSONL, CSV, Parquet, each also .gz), a folder, a hub name, or reviews."""
+    split: str = "train"
+    """Which split of a dataset."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What a bad row does: stop before training, or be left out and written to a file."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one model and one set of feedback."""
+
+    method: Method[Any]
+    model: ModelConfig
+    data: DataConfig
+    views: ViewOptions
+    run: RunConfig
+    out: Path
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option under its own name, as the command line takes it."""
+        parts = (self.method, self.model, self.data, self.views, self.run)
+        options = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
+        return {**options, "out": str(self.out)}
+
+
+def run_job(job: Job, progress: Progress) -> dict[str, float]:
+    """Trains and writes the model, its configuration and its learning curve into `job.out`.
+
+    Returns the last step's metrics. Raises UserError before training if anything is wrong with the
+    input, or if `out` already holds something.
+    """
+    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+        raise UserError(f"{job.out} exists already; choose another --out, or delete it")
+    records = load_records(
+        job.data.data,
+        split=job.data.split,
+        bad_rows=job.data.bad_rows,
+        rejects=job.out.parent / f"{job.out.name}.rejected.jsonl",
+    )
+    policy = _load(job)
+    table = make_table(job.method, records, policy.tokenizer, job.run, job.views)
+    if job.method.needs_reference:
+        _attach_reference(job, policy, table, progress)
+    steps = total_steps(job.run, len(table))
+    curve = []
+    for metrics in train(job.method, policy, table, job.run):
+        curve.append(metrics)
+        note = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("step", "seconds"))
+        progress(f"training {job.method.name}", int(metrics["step"]), steps, note)
+    with atomic_folder(job.out) as folder:
+        policy.save(folder)
+        options = {"method": job.method.name, **job.resolved()}
+        (folder / "trimtab.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
+    return curve[-1]
+
+
+def _load(job: Job) -> Any:
+    config = dataclasses.replace(job.model, model=resolve_model(job.model.model))
+    if job.method.trains == "policy":
+        return load_language_policy(config)
+    return load_reward_model(config, seed=job.run.seed)
+
+
+def _attach_reference(job: Job, policy: Trainable, table: Table, progress: Progress) -> None:
+    """By the model itself before its first step, or by the one that --reference names."""
+    reference: Any = policy
+    if job.model.reference is not None:
+        config = dataclasses.replace(
+            job.model, model=resolve_model(job.model.reference), reference=None, lora_rank=0
+        )
+        reference = load_language_policy(config, trainable=False)
+    cached = attach_reference(
+        table,
+        reference,
+        batch_tokens=job.run.batch_tokens,
+        progress=lambda done, total: progress("reference log-probs", done, total, ""),
+    )
+    if cached:
+        log.info("reference log-probs come from the cache")

@@ -1,0 +1,89 @@
+"""Log-probabilities of chosen tokens, and the means and sums that are taken of them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+    """log softmax(hidden @ weight.T + bias)[targets], without ever holding all the logits.
+
+    The head and the softmax run over chunks of rows; the backward pass computes each chunk's
+    logits again instead of keeping them. Exact: the same sums as the plain computation.
+
+    Args:
+        hidden: [N, H] last hidden states at the positions that predict.
+        weight: [V, H] output embedding.
+        targets: [N] the tokens that were chosen.
+        bias: [V] or None.
+    Returns:
+        [N] float32 log-probabilities, in nats.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):  # autocast does not reach into the backward pass below
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return _ChunkedLogprobs.apply(hidden, weight, targets, bias)
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight, bias).float()
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """d logp_i / d logits_i = onehot(target_i) - softmax(logits_i)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        normaliser = torch.empty_like(logprobs)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = _logits(hidden[rows], weight, bias)
+            normaliser[rows] = logits.logsumexp(-1)
+            logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser[rows]
+        ctx.save_for_backward(hidden, weight, targets, bias, normaliser)
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        hidden, weight, targets, bias, normaliser = ctx.saved_tensors
+        grad = grads[0]
+        need_hidden, need_weight, _, need_bias = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = _logits(hidden[rows], weight, bias)
+            grad_logits = (logits - normaliser[rows, None]).exp_().mul_(-grad[rows, None])
+            grad_logits.scatter_add_(-1, targets[rows, None], grad[rows, None].float())
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[rows]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None,
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+        )
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum of each row over the positions where the policy chose the token: [B, T] -> [B]."""
+    return values.masked_fill(~mask, 0.0).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each row over its chosen positions: [B, T] -> [B]. A row without any gives NaN."""
+    return masked_sum(values, mask) / mask.sum(-1)

@@ -1,0 +1,112 @@
+"""Language models as policies: log-probs of responses, with and without the adapter."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.feedback.sequences import Sequences
+from trimtab.feedback.tokenise import end_tokens
+from trimtab.objectives.logprobs import token_logprobs
+from trimtab.policies.trunk import Trunk
+
+
+class LanguagePolicy:
+    """A causal language model that is trained, sampled from, or kept as a reference.
+
+    Args:
+        model: a transformers causal LM, or a PeftModel around one.
+        tokenizer: its tokenizer; saved with it.
+        autocast: dtype for matrix products, or None for the weights' own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, autocast: torch.dtype | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.autocast = autocast
+        self.trunk = Trunk(model)
+        self.end_tokens = end_tokens(tokenizer, getattr(self.trunk.hf, "generation_config", None))
+        self._head_is_linear = self._direct_head_is_exact()
+
+    @property
+    def device(self) -> torch.device:
+        return self.trunk.device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def logprobs(self, sequences: Sequences) -> Tensor:
+        """Log-probs of the response tokens: [S, R] float32, zero beyond a response's end."""
+        with self.autocasting():
+            hidden = self.trunk.hidden(sequences)[sequences.predicting_index]
+            if self._head_is_linear:
+                head = self.trunk.hf.get_output_embeddings()
+                flat = token_logprobs(hidden, head.weight, sequences.targets, head.bias)
+            else:  # scaled, capped or adapted logits go through the model's own head
+                flat = self._head(hidden).gather(-1, sequences.targets[:, None])[:, 0]
+        return sequences.unpack(flat)
+
+    def token_distributions(self, sequences: Sequences) -> Tensor:
+        """Log-probs of the whole vocabulary at each response token: [M, V]. For exact divergences."""
+        with self.autocasting():
+            return self._head(self.trunk.hidden(sequences)[sequences.predicting_index])
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the adapter is off: the policy is its own reference, and costs no second model."""
+        if not hasattr(self.model, "disable_adapter"):
+            raise ValueError("only a policy with an adapter is its own reference")
+        with self.model.disable_adapter(), torch.no_grad():
+            yield
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def save(self, folder: Path) -> None:
+        """Writes safetensors, configuration, tokenizer and chat template for from_pretrained."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def autocasting(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """[M, H] -> [M, V] log-probs, by the model's own path from hidden states to logits."""
+        hf = self.trunk.hf
+        logits = hf.get_output_embeddings()(hidden).float()
+        config = hf.config
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scale := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scale
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return logits.log_softmax(-1)
+
+    @torch.no_grad()
+    def _direct_head_is_exact(self) -> bool:
+        """Whether the logits are just the output embedding times the hidden state.
+
+        Raises ValueError if they are neither that nor what `_head` knows.
+        """
+        vocabulary = self.trunk.hf.get_input_embeddings().num_embeddings
+        probe = Sequences.pack([([0, 1], [2 % vocabulary, 3 % vocabulary])], self.device)
+        hidden = self.trunk.hidden(probe)[None]
+        whole = self.trunk.hf(input_ids=probe.tokens[None], use_cache=False).logits.float()
+        head = self.trunk.hf.get_output_embeddings()
+        tolerance = 1e-4 if whole.dtype == hidden.dtype else 5e-2
+        limit = tolerance * float(whole.abs().max())
+        if type(head) is nn.Linear:
+            direct = nn.functional.linear(hidden, head.weight, head.bias).float()
+            if torch.allclose(direct, whole, rtol=0, atol=limit):
+                return True
+        if not torch.allclose(self._head(hidden), whole.log_softmax(-1), rtol=0, atol=limit):
+            raise ValueError(f"{type(self.trunk.hf).__name__} computes its logits in a way not known here")
+        return False

@@ -1,0 +1,89 @@
+"""The reference's log-probs: computed once, before training, and kept on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trimtab.feedback.batches import Table, by_tokens
+from trimtab.policies.language import LanguagePolicy
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def cache_folder() -> Path:
+    """Where reference log-probs are kept: $TRIMTAB_CACHE, or trimtab in the user's cache folder."""
+    if folder := os.environ.get("TRIMTAB_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
+
+
+def attach_reference(
+    table: Table, reference: LanguagePolicy, *, batch_tokens: int, progress: Progress | None = None
+) -> bool:
+    """Fills in `table.ref_logprobs`. Returns whether they came from the cache.
+
+    Args:
+        reference: the frozen model; a policy with an adapter is asked with the adapter off. A policy
+            that is about to be trained is its own reference as long as no step was taken.
+        batch_tokens: tokens that are read at once.
+    """
+    from safetensors.torch import load_file, save_file
+
+    file = cache_folder() / "reference" / f"{_fingerprint(table, reference)}.safetensors"
+    lengths = [len(response) for _, response in table.rows]
+    if file.exists():
+        table.ref_logprobs = list(load_file(file)["logprobs"].split(lengths))
+        return True
+    table.ref_logprobs = _compute(table, reference, batch_tokens, progress)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    save_file({"logprobs": torch.cat(table.ref_logprobs)}, part)
+    part.replace(file)
+    return False
+
+
+@torch.no_grad()
+def _compute(
+    table: Table, reference: LanguagePolicy, batch_tokens: int, progress: Progress | None
+) -> list[Tensor]:
+    logprobs: list[Tensor] = [torch.empty(0)] * len(table.rows)
+    done = 0
+    with reference_mode(reference):
+        for chunk in by_tokens(table.rows, batch_tokens):
+            sequences = table.sequences(chunk, reference.device)
+            values = reference.logprobs(sequences)
+            for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):
+                logprobs[row] = line[mask].clone()
+            done += len(chunk)
+            if progress:
+                progress(done, len(table.rows))
+    return logprobs
+
+
+def reference_mode(policy: LanguagePolicy) -> AbstractContextManager[None]:
+    """The policy as its own reference: adapter off, or just as it is where there is none."""
+    return policy.reference() if policy.has_adapter else nullcontext()
+
+
+@torch.no_grad()
+def _fingerprint(table: Table, policy: LanguagePolicy) -> str:
+    """Of the frozen weights, the precision and the tokens: what the log-probs depend on.
+
+    A weight enters by its shape, sum and sum of squares in float64, which no change of training,
+    quantisation or revision leaves as they were, and which cost a second where hashing a large
+    model's bytes costs a minute.
+    """
+    digest = hashlib.sha256(repr(policy.autocast).encode())
+    for name, weight in policy.model.named_parameters():
+        if policy.has_adapter and "lora_" in name:
+            continue
+        sums = weight.sum(dtype=torch.float64), weight.double().square().sum()
+        digest.update(f"{name} {tuple(weight.shape)} {[float(s).hex() for s in sums]}".encode())
+    for prompt, response in table.rows:
+        digest.update(f"{prompt}|{response}\n".encode())
+    return digest.hexdigest()[:32]

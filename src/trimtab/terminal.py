@@ -1,0 +1,79 @@
+"""What a person sees while something runs: bars in a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def set_up_logging() -> None:
+    """The project's warnings as plain sentences on stderr; the libraries' chatter off."""
+    handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+    handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+    logger = logging.getLogger("trimtab")
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+def quiet_libraries() -> None:
+    """Turns off the progress bars and notices of transformers and its hub client."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+class Reporter:
+    """Shows (what, done, total) as bars, or as a line every ten seconds where there is no terminal."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.last_line = 0.0
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        self.started.setdefault(what, time.monotonic())
+        if self.bars is None:
+            self._line(what, done, total, note)
+            return
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, note=note)
+        self.bars.update(self.tasks[what], completed=done, total=total, note=note)
+
+    def _line(self, what: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done < total and now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line = now
+        seconds = now - self.started[what]
+        left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
+        text = f"{what}: {done}/{total} ({seconds:.0f} s{left})"
+        print(f"{text}  {note}" if note else text, flush=True)
+
+
+@contextmanager
+def reporting() -> Iterator[Reporter]:
+    """Bars for as long as something runs."""
+    if not console.is_terminal:
+        yield Reporter(None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Reporter(bars)

@@ -1,0 +1,170 @@
+"""The training loop, for every method."""
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import UserError
+from trimtab.feedback.batches import Batch, Table
+from trimtab.feedback.records import Record
+from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, add_mismatched, tokenise
+from trimtab.feedback.views import ViewOptions, convert
+from trimtab.methods import Method
+from trimtab.policies.base import Trainable
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long and how fast is trained."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps; wins over epochs."""
+    batch_size: int = 32
+    """Pieces of feedback for one optimiser step (pairs, thumbs, rankings, ...)."""
+    batch_tokens: int = 8192
+    """Tokens in memory at once; a step's batch is cut into as many parts as that takes."""
+    learning_rate: float | None = None
+    """Of AdamW; the method's own if not given, times 10 for adapters."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls, to zero, after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    max_length: int = 1024
+    """Tokens of prompt and response together."""
+    seed: int = 0
+    """Of the data's order and every other random choice."""
+
+
+def make_table(
+    method: Method[Any],
+    records: Sequence[Record],
+    tokenizer: Any,
+    run: RunConfig,
+    views: ViewOptions | None = None,
+) -> Table:
+    """The feedback as the method takes it, tokenised. A conversation without template gets one."""
+    if tokenizer.chat_template is None and any(not isinstance(r.prompt, str) for r in records):
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    wanted = convert(list(records), method.data, views or ViewOptions())
+    table = tokenise(wanted, tokenizer, max_length=run.max_length)
+    if method.needs_mismatched:
+        add_mismatched(table, run.seed)
+    return table
+
+
+def total_steps(run: RunConfig, examples: int) -> int:
+    """Optimiser steps of a run over this many pieces of feedback."""
+    return run.steps or max(1, math.ceil(run.epochs * examples / run.batch_size))
+
+
+def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) -> Iterator[dict[str, float]]:
+    """Trains `policy` in place; yields each step's metrics, averaged over the whole step.
+
+    The loss of a step is the mean over all its units, whatever parts it was computed in.
+
+    Raises UserError if the loss is not a finite number.
+    """
+    steps = total_steps(run, len(table))
+    parameters = policy.parameters()
+    optimiser = torch.optim.AdamW(
+        parameters, lr=peak_learning_rate(method, run, policy), weight_decay=run.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(run, step, steps))
+    start = time.perf_counter()
+    order = _order(len(table), run)
+    for step in range(1, steps + 1):
+        batches = _parts(table, [next(order) for _ in range(min(run.batch_size, len(table)))], run, policy)
+        metrics = _backward(method, policy, batches)
+        metrics["grad_norm"] = float(
+            torch.nn.utils.clip_grad_norm_(parameters, run.max_grad_norm or math.inf)
+        )
+        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+            raise UserError(
+                f"step {step}: the loss or its gradient is not a finite number; "
+                "try a smaller --learning-rate, or --precision fp32"
+            )
+        metrics["learning_rate"] = optimiser.param_groups[0]["lr"]
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        schedule.step()
+        yield {"step": step, **metrics, "seconds": time.perf_counter() - start}
+
+
+def peak_learning_rate(method: Method[Any], run: RunConfig, policy: Trainable) -> float:
+    """The run's learning rate, or the method's own: ten times as large for adapters (Schulman 2025)."""
+    if run.learning_rate is not None:
+        return run.learning_rate
+    return method.learning_rate * (10.0 if getattr(policy, "has_adapter", False) else 1.0)
+
+
+def _backward(method: Method[Any], policy: Trainable, batches: list[Batch]) -> dict[str, float]:
+    """Adds the step's gradient; returns its loss and the means of the metrics."""
+    with torch.no_grad():
+        batches = method.prepare(policy, batches)
+    units = sum(method.units(batch) for batch in batches)
+    values: dict[str, list[Tensor]] = defaultdict(list)
+    loss = 0.0
+    for batch in batches:
+        losses, metrics = method.loss(policy, batch)
+        part = losses.sum() / units
+        part.backward()
+        loss += float(part.detach())
+        for name, value in metrics.items():
+            values[name].append(value.detach().float().flatten())
+    joined = {name: torch.cat(parts) for name, parts in values.items()}
+    return {"loss": loss, **{name: float(v.mean()) for name, v in joined.items() if len(v)}}
+
+
+def _parts(table: Table, indices: list[int], run: RunConfig, policy: Trainable) -> list[Batch]:
+    """A step's examples in batches of like length, each within `batch_tokens` (or one example)."""
+
+    def tokens(i: int) -> int:
+        example = table.examples[i]
+        rows = example.rows + ((example.mismatched,) if example.mismatched >= 0 else ())
+        return sum(len(part) for row in rows for part in table.rows[row])
+
+    parts: list[list[int]] = [[]]
+    room = run.batch_tokens
+    for i in sorted(indices, key=tokens):
+        if parts[-1] and tokens(i) > room:
+            parts.append([])
+            room = run.batch_tokens
+        parts[-1].append(i)
+        room -= tokens(i)
+    return [table.batch(part, policy.device) for part in parts]
+
+
+def _order(count: int, run: RunConfig) -> Iterator[int]:
+    """Every example once an epoch, each epoch in an order of its own, given by (seed, epoch)."""
+    epoch = 0
+    while True:
+        order = list(range(count))
+        random.Random(f"{run.seed} {epoch}").shuffle(order)
+        yield from order
+        epoch += 1
+
+
+def _schedule(run: RunConfig, step: int, steps: int) -> float:
+    """Share of the peak learning rate in this step, counted from 0."""
+    warmup = max(1, round(run.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }[run.schedule]

@@ -1,0 +1,1 @@
+"""A world so small that every optimum in it is known: `python -m trimtab.truth`."""

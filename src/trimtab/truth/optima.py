@@ -1,0 +1,149 @@
+"""Where each method must end in the small world: formulas written anew, in numpy.
+
+Nothing here is autoregressive and nothing is shared with the objectives: a policy is one
+distribution [Y] over the enumerated responses of a prompt.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import brentq, minimize
+
+from trimtab.truth.world import LENGTHS, RESPONSES, Array, World
+
+Loss = Callable[[Array], float]  # of a distribution [Y]
+
+
+def tilted(reference: Array, exponent: Array) -> Array:
+    """reference * exp(exponent), normalised over the last axis."""
+    weight = reference * np.exp(exponent)
+    return np.asarray(weight / weight.sum(-1, keepdims=True))
+
+
+def dpo(world: World, beta: float) -> Array:
+    """The KL-regularised optimum: reference * exp(reward / beta) (Rafailov et al. 2023, eq. 4)."""
+    return tilted(world.reference, world.reward / beta)
+
+
+def ipo(world: World, beta: float) -> Array:
+    """reference * exp(E_y'[p(y > y')] / tau), y' from the reference (Azar et al. 2023, eq. 7).
+
+    Setting the derivative of E[(h(y) - h(y') - 1 / (2 tau))^2] to zero gives
+    h(y) = E_y'[p(y > y')] / tau + constant, so that eq. 17 ends there exactly.
+    """
+    return tilted(world.reference, _wins(world) / beta)
+
+
+def ipo_per_token(world: World, beta: float) -> Array:
+    """The same with h = log-ratio / length; the constant is now a price on length, set by sum pi = 1."""
+
+    def at(constant: float, prompt: int) -> Array:
+        exponent = LENGTHS * (_wins(world)[prompt] / beta + constant)
+        return np.asarray(world.reference[prompt] * np.exp(exponent))
+
+    def solve(prompt: int) -> Array:
+        return at(brentq(lambda c: at(c, prompt).sum() - 1, -20 / beta, 20 / beta, xtol=1e-14), prompt)
+
+    return np.array([solve(prompt) for prompt in range(len(world.reference))])
+
+
+def score_weighted(world: World, score_weight: float) -> Array:
+    """reference * max(0, 1 + score_weight (reward - its expectation)), normalised."""
+    centred = world.reward - (world.reference * world.reward).sum(-1, keepdims=True)
+    weight = world.reference * np.maximum(0, 1 + score_weight * centred)
+    return np.asarray(weight / weight.sum(-1, keepdims=True))
+
+
+def kto(world: World, desirable_weight: float, undesirable_weight: float) -> Array:
+    """KTO at beta = 1, where sigmoid(log(pi / q) - z0) = pi / (pi + q exp(z0)).
+
+    The loss is a constant minus sum_y q s pi / (pi + q), with s = w_D P(up) - w_U P(down) and z0 = 0:
+    responses with s <= 0 lose all probability, so the mean log-ratio of mismatched pairs falls below
+    zero, where it is clamped. Lagrange: pi = q max(0, sqrt(s / m) - 1), m set by sum pi = 1.
+    """
+    s = np.maximum(0, desirable_weight * world.approval - undesirable_weight * (1 - world.approval))
+
+    def at(m: float, prompt: int) -> Array:
+        return np.asarray(world.reference[prompt] * np.maximum(0, np.sqrt(s[prompt] / m) - 1))
+
+    def solve(prompt: int) -> Array:
+        return at(brentq(lambda m: at(m, prompt).sum() - 1, 1e-9, 1.0, xtol=1e-15), prompt)
+
+    return np.array([solve(prompt) for prompt in range(len(world.reference))])
+
+
+def dpo_kl(world: World, beta: float, kl_weight: float) -> Array:
+    """Minimum of DPO's expected loss + kl_weight * KL(pi || reference), by scipy.
+
+    The KL is summed over tokens along prefixes that the reference writes, as offline data has them.
+    """
+
+    def loss(prompt: int) -> Loss:
+        q, weight = world.reference[prompt], _pair_weights(world)[prompt]
+
+        def at(pi: Array) -> float:
+            h = np.log(pi / q)
+            preference = np.logaddexp(0, -beta * (h[:, None] - h[None, :]))
+            return float((weight * preference).sum() + kl_weight * prefix_kl(pi, q))
+
+        return at
+
+    return _minimise(world, loss)
+
+
+def orpo(world: World, beta: float) -> Array:
+    """Minimum of ORPO's expected loss (Hong et al. 2024, eq. 6 and 7), by scipy."""
+
+    def loss(prompt: int) -> Loss:
+        weight = _pair_weights(world)[prompt]
+
+        def at(pi: Array) -> float:
+            p = pi ** (1 / LENGTHS)
+            odds = np.log(p / (1 - p))
+            ratio = np.logaddexp(0, -(odds[:, None] - odds[None, :]))
+            return float((weight * (beta * ratio - np.log(p)[:, None])).sum())
+
+        return at
+
+    return _minimise(world, loss)
+
+
+_STARTS = sorted({y[:t] for y in RESPONSES for t in range(len(y) + 1)})
+_BEGINS = np.array([[y[: len(s)] == s for y in RESPONSES] for s in _STARTS], dtype=float)  # [starts, Y]
+_PARENT = np.array([_STARTS.index(s[:-1]) for s in _STARTS])
+
+
+def prefix_kl(pi: Array, q: Array) -> float:
+    """sum over prefixes of q(prefix) KL(pi(. | prefix) || q(. | prefix)), in nats."""
+    mass, ref_mass = _BEGINS @ pi, _BEGINS @ q
+    step, ref_step = mass / mass[_PARENT], ref_mass / ref_mass[_PARENT]
+    return float((ref_mass[_PARENT] * step * np.log(step / ref_step)).sum())
+
+
+def _wins(world: World) -> Array:
+    """[P, Y] probability of being preferred to a response of the reference."""
+    return np.asarray((world.preference * world.reference[:, None, :]).sum(-1))
+
+
+def _pair_weights(world: World) -> Array:
+    """[P, Y, Y] probability that a pair is (chosen, rejected)."""
+    return 2 * world.reference[:, :, None] * world.reference[:, None, :] * world.preference
+
+
+def _minimise(world: World, loss: Callable[[int], Loss]) -> Array:
+    """[P, Y] the minimum of each prompt's loss over all distributions, starting at the reference."""
+    found = []
+    for prompt, q in enumerate(world.reference):
+        at = loss(prompt)
+
+        def of_logits(z: Array, at: Loss = at) -> float:
+            return at(_softmax(z))
+
+        result = minimize(of_logits, np.log(q), method="L-BFGS-B", options={"maxfun": 10**6, "maxiter": 2000})
+        found.append(_softmax(result.x))
+    return np.array(found)
+
+
+def _softmax(z: Array) -> Array:
+    exp = np.exp(z - z.max())
+    return np.asarray(exp / exp.sum())
