@@ -23,3 +23,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Writes a file that holds either what it held before or all of the text, whatever interrupts."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

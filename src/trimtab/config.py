@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from trimtab.errors import UserError, nearest
 
 T = TypeVar("T")
+NAMES = {str: "text", Path: "a path", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Args:
         where: names the place in messages, such as "compare.yaml".
     Raises:
-        UserError: a key is unknown or missing, or a value has the wrong type.
+        UserError: a key is unknown or missing, or a value has the wrong type or is out of bounds.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
@@ -43,10 +44,15 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"{where}: the key {name!r} is missing")
-    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    checked = {key: typed(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**checked)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A value from YAML as what an annotation asks for. Raises UserError if it is something else."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -54,7 +60,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         (hint,) = (a for a in arguments if a is not type(None))
-        return _value(hint, value, where)
+        return typed(hint, value, where)
     if origin is Literal:
         if value not in arguments:
             raise UserError(f"{where}: {value!r} is not known; {nearest(str(value), map(str, arguments))}")
@@ -64,10 +70,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple):
         _expect(isinstance(value, list), "a list", value, where)
-        return origin(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return origin(typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         _expect(isinstance(value, Mapping), "keys and values", value, where)
-        return {key: _value(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {key: typed(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     return _scalar(hint, value, where)
 
 
@@ -79,9 +85,11 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
             pass  # not a number either way: the check below says so
     if hint is float and type(value) is int:
         return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     _expect(
         type(value) is hint,
-        {str: "text", bool: "true or false"}.get(hint, f"a {hint.__name__}"),
+        NAMES.get(hint, f"a {hint.__name__}"),
         value,
         where,
     )

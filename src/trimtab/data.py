@@ -24,7 +24,7 @@ def load_records(
     `reviews` are the sentences with their human labels as thumbs; `reviews:demonstrations` are all
     of them as demonstrations, whatever their label: the way reviewers write.
     """
-    if name.split(":", maxsplit=1)[0] != "reviews" or Path(name).exists():
+    if not is_built_in(name):
         return read(name, split=split, bad_rows=bad_rows, rejects=rejects)
     if name not in BUILT_IN:
         raise UserError(f"{name}: the built-in example has no such part; {nearest(name, BUILT_IN)}")
@@ -36,6 +36,11 @@ def load_records(
     return [
         Record(kind="demonstration", prompt=r.prompt, responses=r.responses, source=r.source) for r in records
     ]
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the name means the built-in example, or a part of it, and no file."""
+    return name.split(":", maxsplit=1)[0] == "reviews" and not Path(name).exists()
 
 
 def split_by_prompt(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:

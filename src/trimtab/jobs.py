@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 
@@ -27,7 +26,14 @@ from trimtab.reference import attach_reference
 from trimtab.train import RunConfig, make_table, total_steps, train
 
 log = logging.getLogger("trimtab")
-Progress = Callable[[str, int, int, str], None]  # (what, done, total, note)
+
+
+class Progress(Protocol):
+    """Is told how far something got. A milestone is worth a line of its own, however soon it comes."""
+
+    def __call__(
+        self, what: str, done: int, total: int, note: str = "", *, milestone: bool = False
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,19 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
     curve = []
     for metrics in train(job.method, policy, table, job.run):
         curve.append(metrics)
-        note = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("step", "seconds"))
-        progress(f"training {job.method.name}", int(metrics["step"]), steps, note)
+        progress(f"training {job.method.name}", int(metrics["step"]), steps, shown(metrics))
     with atomic_folder(job.out) as folder:
         policy.save(folder)
         options = {"method": job.method.name, **job.resolved()}
         (folder / "trimtab.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
     return curve[-1]
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """A step's metrics for a person to read: the loss, and what the method says of itself."""
+    hidden = ("step", "seconds", "grad_norm", "learning_rate")
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden)
 
 
 def _load(job: Job) -> Any:
@@ -111,7 +122,7 @@ def _attach_reference(job: Job, policy: Trainable, table: Table, progress: Progr
         table,
         reference,
         batch_tokens=job.run.batch_tokens,
-        progress=lambda done, total: progress("reference log-probs", done, total, ""),
+        progress=lambda done, total: progress("reference log-probs", done, total),
     )
     if cached:
         log.info("reference log-probs come from the cache")

@@ -26,11 +26,14 @@ def set_up_logging() -> None:
 
 
 def quiet_libraries() -> None:
-    """Turns off the progress bars and notices of transformers and its hub client."""
+    """Turns off the progress bars and notices of transformers, peft and the hub client."""
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class Reporter:
@@ -39,25 +42,29 @@ class Reporter:
     def __init__(self, bars: Progress | None) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
         self.last_line = 0.0
 
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        self.started.setdefault(what, time.monotonic())
+    def __call__(self, what: str, done: int, total: int, note: str = "", *, milestone: bool = False) -> None:
+        """A milestone is a line that stays, however soon it comes after the last."""
+        self.started.setdefault(what, (time.monotonic(), done))
         if self.bars is None:
-            self._line(what, done, total, note)
+            self._line(what, done, total, note, milestone)
             return
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, note=note)
-        self.bars.update(self.tasks[what], completed=done, total=total, note=note)
+            self.tasks[what] = self.bars.add_task(what, total=total, note="")
+        if milestone and note:
+            self.bars.console.print(f"{what}: {done}/{total}  {note}", markup=False, soft_wrap=True)
+        self.bars.update(self.tasks[what], completed=done, total=total, note="" if milestone else note)
 
-    def _line(self, what: str, done: int, total: int, note: str) -> None:
+    def _line(self, what: str, done: int, total: int, note: str, milestone: bool) -> None:
         now = time.monotonic()
-        if done < total and now - self.last_line < SECONDS_BETWEEN_LINES:
+        if not milestone and done < total and now - self.last_line < SECONDS_BETWEEN_LINES:
             return
         self.last_line = now
-        seconds = now - self.started[what]
-        left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
+        start, done_before = self.started[what]
+        seconds, newly = now - start, done - done_before
+        left = f", {seconds / newly * (total - done):.0f} s left" if newly and done < total else ""
         text = f"{what}: {done}/{total} ({seconds:.0f} s{left})"
         print(f"{text}  {note}" if note else text, flush=True)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.feedback.batches import Batch, Table
 from trimtab.feedback.records import Record
 from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, add_mismatched, tokenise
@@ -46,6 +46,11 @@ class RunConfig:
     """Tokens of prompt and response together."""
     seed: int = 0
     """Of the data's order and every other random choice."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs", "steps", "batch_size", "batch_tokens", "learning_rate")
+        check_bounds(self, warmup=(0, 1), weight_decay=(0, math.inf), max_grad_norm=(0, math.inf))
+        check_bounds(self, max_length=(2, math.inf), seed=(0, 2**63 - 1))
 
 
 def make_table(

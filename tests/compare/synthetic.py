@@ -51,9 +51,10 @@ def add_run(
     responses: Sequence[str] | None = None,
     prompts: Sequence[Any] | None = None,
     losses: Sequence[float] = (),
+    parameters: str = "",
 ) -> None:
     """Appends one finished run; scores are gold scores, or rewards by name, one for each prompt."""
-    key = f"{method}/{name}={strength}/seed={seed}"
+    key = "/".join(filter(None, [method, strength and f"{name}={strength}", parameters, f"seed={seed}"]))
     folder = out / "runs" / key.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -136,7 +137,7 @@ def write_film_reviews(
             losses=[0.7 - s / 500 + rng.gauss(0, 0.05) for s in range(125)] if strength else (),
         )
 
-    run("sft", None, seed=0, kl=0.0, push=0.0, gamed=0.0)
+    run("start", None, seed=0, kl=0.0, push=0.0, gamed=0.0)
     for m, method in enumerate(methods):
         for strength in strengths:
             kl = 1.3 / strength**0.75 * (1 + 0.08 * m)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from trimtab.cli.options import parse
 from trimtab.compare.config import CompareConfig, load_config
 from trimtab.compare.report import write_report
 from trimtab.compare.results import load_results
@@ -35,7 +36,7 @@ class Options:
 
 def run(words: list[str]) -> int:
     """Runs a comparison and writes its report."""
-    options = tyro.cli(Options, args=words, prog="trimtab compare")
+    options = parse(Options, words, prog="trimtab compare")
     file = built_in() if options.file == "reviews" and not Path("reviews").exists() else Path(options.file)
     config = _overridden(load_config(file), options)
     out = options.out or Path("runs") / file.stem

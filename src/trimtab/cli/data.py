@@ -67,15 +67,13 @@ def run(words: list[str]) -> int:
 
 
 def _show(words: list[str]) -> int:
-    options = parse(ShowOptions, words, prog="trimtab data show", description=ShowOptions.__doc__ or "")
+    options = parse(ShowOptions, words, prog="trimtab data show")
     console.print(show(summary(scan(options.file, options.split))))
     return 0
 
 
 def _convert(words: list[str]) -> int:
-    options = parse(
-        ConvertOptions, words, prog="trimtab data convert", description=ConvertOptions.__doc__ or ""
-    )
+    options = parse(ConvertOptions, words, prog="trimtab data convert")
     records = load_records(
         options.file,
         split=options.split,

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from trimtab.cli.options import parse
 from trimtab.cli.generate import prompts_of, write_rows
 from trimtab.compare.worker import summarise
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_positive
 from trimtab.evaluate import evaluate
 from trimtab.policies.load import ModelConfig, Precision, load_language_policy, resolve_model
 from trimtab.rollouts.generate import Sampling
@@ -41,10 +42,13 @@ class Options:
     device: str = "auto"
     precision: Precision = "auto"
 
+    def __post_init__(self) -> None:
+        check_positive(self, "most")
+
 
 def run(words: list[str]) -> int:
     """Prints the averages."""
-    options = tyro.cli(Options, args=words, prog="trimtab evaluate")
+    options = parse(Options, words, prog="trimtab evaluate")
     if options.out is not None and options.out.exists():
         raise UserError(f"{options.out} exists already; choose another --out, or delete it")
     quiet_libraries()

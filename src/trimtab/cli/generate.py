@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 from rich.text import Text
 
-from trimtab.data import load_records
-from trimtab.errors import UserError
+from trimtab.cli.options import parse
+from trimtab.data import is_built_in, load_records
+from trimtab.errors import UserError, check_positive
 from trimtab.evaluate import decode
 from trimtab.feedback.records import Prompt, as_conversation
 from trimtab.feedback.tokenise import encode_prompt
@@ -44,10 +45,13 @@ class Options:
     device: str = "auto"
     precision: Precision = "auto"
 
+    def __post_init__(self) -> None:
+        check_positive(self, "most", "samples")
+
 
 def run(words: list[str]) -> int:
     """Prints or writes the answers."""
-    options = tyro.cli(Options, args=words, prog="trimtab generate")
+    options = parse(Options, words, prog="trimtab generate")
     quiet_libraries()
     config = ModelConfig(
         model=resolve_model(options.model), device=options.device, precision=options.precision
@@ -87,7 +91,7 @@ def _typed(tokenizer: Any, prompts: tuple[str, ...]) -> list[Prompt]:
 
 def prompts_of(data: str, most: int) -> list[Prompt]:
     """The first `most` different prompts of a file; of the built-in example the held-out ones."""
-    split = "held_out" if data.startswith("reviews") else "train"
+    split = "held_out" if is_built_in(data) else "train"
     return [record.prompt for record in convert(load_records(data, split=split), "prompt")][:most]
 
 

@@ -1,64 +1,123 @@
 """Options from the command line and from YAML: typed dataclasses, read by tyro."""
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from trimtab.config import load_yaml
+from trimtab.config import load_yaml, typed
 from trimtab.errors import UserError, nearest
 
 T = TypeVar("T")
 
+CONFIG_HELP = "--config FILE.yaml gives options by their names; the command line wins."
 
-def parse(cls: type[T], arguments: list[str], *, prog: str, description: str) -> T:
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    hint: Any
+    required: bool
+    positional: bool
+
+
+def parse(
+    cls: type[T], arguments: list[str], *, prog: str, description: str = "", method: str | None = None
+) -> T:
     """The options of one command. `--config FILE.yaml` gives options by their names; the command line wins.
 
-    Ends the program with status 2 and a message if an option is unknown, missing or of the wrong type.
+    Args:
+        method: the only one that a configuration file may name.
+    Raises:
+        UserError: an option is unknown, missing or of the wrong type.
+        SystemExit: after --help.
     """
-    arguments = [*_from_config(cls, arguments), *_without_config(arguments)]
-    return tyro.cli(cls, args=arguments, prog=prog, description=description)
+    known = _options(cls)
+    files, arguments = _config_files(arguments)
+    words = [word for file in files for word in _from_file(file, known, method)] + arguments
+    if not {"-h", "--help"} & set(words):
+        _check_names(words, known, prog)
+    text = f"{description or cls.__doc__ or ''}\n\n{CONFIG_HELP}"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=words, prog=prog, description=text)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_sentence(said.getvalue())}; see {prog} --help") from None
 
 
-def _config_files(arguments: list[str]) -> Iterator[tuple[int, str]]:
-    for place, word in enumerate(arguments[:-1]):
-        if word == "--config":
-            yield place, arguments[place + 1]
+def _options(cls: type[Any]) -> dict[str, _Option]:
+    """Every option by its field's name; those of nested dataclasses without prefix."""
+    hints, marked = get_type_hints(cls), get_type_hints(cls, include_extras=True)
+    found: dict[str, _Option] = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= _options(hint)
+            continue
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        positional = tyro.conf.Positional in get_args(marked[field.name])
+        found[field.name] = _Option(hint, required, positional)
+    return found
 
 
-def _without_config(arguments: list[str]) -> list[str]:
-    taken = {i for place, _ in _config_files(arguments) for i in (place, place + 1)}
-    return [word for i, word in enumerate(arguments) if i not in taken]
+def _config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The files that --config names, and the other words."""
+    files, others, words = [], [], iter(arguments)
+    for word in words:
+        name, equals, file = word.partition("=")
+        if name != "--config":
+            others.append(word)
+        elif file := file if equals else next(words, ""):
+            files.append(Path(file))
+        else:
+            raise UserError("--config needs the path of a YAML file")
+    return files, others
 
 
-def _from_config(cls: type[Any], arguments: list[str]) -> list[str]:
-    """The options of the configuration files as words of a command line."""
-    known = set(_names(cls))
-    words: list[str] = []
-    for _, file in _config_files(arguments):
-        for key, value in load_yaml(Path(file)).items():
-            if key not in known and key != "method":
-                raise UserError(f"{file}: unknown key {key!r}; {nearest(str(key), known)}")
-            if key != "method" and value is not None:
-                words += _words(key, value)
-    return words
+def _from_file(file: Path, known: dict[str, _Option], method: str | None) -> Iterator[str]:
+    """The options of a configuration file as words of a command line."""
+    for key, value in load_yaml(file).items():
+        if key == "method" and method is not None:
+            if value != method:
+                raise UserError(f"{file}: holds the options of {value!r}, not of {method!r}")
+        elif key not in known or known[key].positional:
+            raise UserError(f"{file}: unknown key {key!r}; {nearest(str(key), known)}")
+        elif value is not None:
+            yield from _words(str(key), typed(known[key].hint, value, f"{file}: {key}"))
 
 
 def _words(key: str, value: Any) -> list[str]:
     option = key.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list) else [value]
+    values = value if isinstance(value, list | tuple) else [value]
     return [f"--{option}", *(str(v) for v in values)]
 
 
-def _names(cls: type[Any]) -> Iterator[str]:
-    """Field names as the command line knows them: those of nested dataclasses, without prefix."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if isinstance(hint := hints[field.name], type) and dataclasses.is_dataclass(hint):
-            yield from _names(hint)
-        else:
-            yield field.name
+def _check_names(words: list[str], known: dict[str, _Option], prog: str) -> None:
+    """Raises UserError for an option that is not known, or required and not given."""
+    options = {f"--{name.replace('_', '-')}": option for name, option in known.items()}
+    options |= {f"--no-{name[2:]}": option for name, option in options.items() if option.hint is bool}
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    names = [name for name, option in options.items() if not option.positional]
+    for word in sorted(given - set(names)):
+        match = nearest(word, names)
+        hint = match.replace("'", "") if match.startswith("did") else f"see {prog} --help"
+        raise UserError(f"unknown option {word}; {hint}")
+    missing = [name for name in names if options[name].required and name not in given]
+    if missing:
+        raise UserError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
+
+
+def _sentence(said: str) -> str:
+    """What tyro says of a bad value, without its title, its rules and the help that follows."""
+    lines = [line.strip() for line in said.splitlines() if line.strip(" -─│╭╮╰╯")]
+    ends = ("Argument helptext", "For full helptext", "Got errors", "Perhaps you meant")
+    length = next((i for i, line in enumerate(lines) if line.startswith(ends)), len(lines))
+    return " ".join(" ".join(lines[1:length]).split()).removesuffix(".")

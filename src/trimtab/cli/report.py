@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from trimtab.cli.options import parse
 from trimtab.compare.report import write_report
 from trimtab.compare.table import summary_table
 from trimtab.terminal import console
@@ -21,7 +22,7 @@ class Options:
 
 def run(words: list[str]) -> int:
     """Writes the report and prints the table."""
-    options = tyro.cli(Options, args=words, prog="trimtab report")
+    options = parse(Options, words, prog="trimtab report")
     report = write_report(options.folder)
     console.print(summary_table(options.folder))
     console.print(f"the report is in {report}", markup=False, soft_wrap=True)

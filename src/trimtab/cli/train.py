@@ -9,7 +9,7 @@ import tyro
 from trimtab.cli.options import parse
 from trimtab.errors import UserError
 from trimtab.feedback.conversions import ViewOptions
-from trimtab.jobs import DataConfig, Job, run_job
+from trimtab.jobs import DataConfig, Job, run_job, shown
 from trimtab.methods import METHODS, Method, find
 from trimtab.policies.load import ModelConfig
 from trimtab.terminal import console, quiet_libraries, reporting
@@ -27,15 +27,18 @@ def run(words: list[str]) -> int:
         raise UserError(f"the method comes first: trimtab train METHOD {words[0]} ...")
     method = find(words[0])
     options = parse(
-        _options(method), words[1:], prog=f"trimtab train {words[0]}", description=_description(method)
+        _options(method),
+        words[1:],
+        prog=f"trimtab train {words[0]}",
+        description=_description(method),
+        method=words[0],
     )
     job = Job(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Job)})
     quiet_libraries()
     with reporting() as progress:
         last = run_job(job, progress)
-    shown = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("step", "seconds"))
-    console.print(f"{int(last['step'])} steps in {last['seconds']:.0f} s  {shown}", markup=False)
-    console.print(f"the model is in {job.out}", markup=False)
+    console.print(f"{int(last['step'])} steps in {last['seconds']:.0f} s  {shown(last)}", markup=False)
+    console.print(f"the model is in {job.out}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -2,17 +2,21 @@
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.compare.results import Strength
-from trimtab.config import build, load_yaml
-from trimtab.errors import UserError
+from trimtab.config import build, load_yaml, typed
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.feedback.conversions import ViewOptions
 from trimtab.methods import Method, find
 from trimtab.rollouts.generate import Sampling
 from trimtab.train import RunConfig
+
+PROXY = "proxy"  # the name of the comparison's own reward model among the rewards
+RESERVED = ("kl", "length", "ended", "distinct_1", "distinct_2")  # what is measured besides rewards
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class CollectStage:
     samples: int = 4
     """Answers to each prompt."""
 
+    def __post_init__(self) -> None:
+        check_positive(self, "prompts", "held_out_prompts")
+        check_bounds(self, samples=(2, math.inf))
+
 
 @dataclass(frozen=True)
 class RewardModelStage:
@@ -46,6 +54,9 @@ class RewardModelStage:
     seeds: list[int] = field(default_factory=lambda: [0])
     """A model for each; the first scores, all are measured on held-out pairs."""
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check_seeds(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class Budget:
     batch_tokens: int = 8192
     max_length: int = 1024
 
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "responses", "batch_tokens")
+        check_bounds(self, max_length=(2, math.inf))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -68,6 +83,10 @@ class Evaluation:
     max_new_tokens: int = 128
     temperature: float = 1.0
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_positive(self, "prompts")
+        self.sampling()
 
     def sampling(self) -> Sampling:
         return Sampling(self.max_new_tokens, self.temperature, self.batch_size)
@@ -81,7 +100,7 @@ class CompareConfig:
     """Folder or hub name of the model that all methods start from, or reviews."""
     data: str
     """Feedback (or, with `collect`, the prompts): a file, a folder, a hub name, or reviews."""
-    methods: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any] | None]
     """Method names with their parameters; a list of values is swept. learning_rate may stand here too."""
     name: str = "Comparison"
     held_out: float = 0.1
@@ -108,11 +127,16 @@ class CompareConfig:
             raise UserError("methods: name at least one method; `trimtab methods` lists them")
         if not self.rewards and self.reward_model is None:
             raise UserError("nothing to compare by: give `reward_model`, or a reward under `rewards`")
+        for name in self.rewards:
+            if name in RESERVED or (name == PROXY and self.reward_model is not None):
+                raise UserError(f"rewards: the name {name!r} is taken by another measure; choose another")
+        _check_seeds(self.seeds)
+        check_bounds(self, held_out=(0, 1), jobs=(0, math.inf), lora_rank=(0, math.inf))
         grid(self)  # every parameter is checked before anything is trained
 
     @property
     def reward_names(self) -> list[str]:
-        return [*self.rewards, *(["proxy"] if self.reward_model else [])]
+        return [*self.rewards, *([PROXY] if self.reward_model else [])]
 
 
 @dataclass(frozen=True)
@@ -146,8 +170,6 @@ def grid(config: CompareConfig) -> list[Run]:
     Raises UserError for an unknown method or parameter, or a value out of bounds.
     """
     cells = [cell for name, sweep in config.methods.items() for cell in _cells(name, sweep or {})]
-    for cell in cells:
-        cell.build()
     return [dataclasses.replace(cell, seed=seed) for seed in config.seeds for cell in cells]
 
 
@@ -156,17 +178,23 @@ def _cells(name: str, sweep: dict[str, Any]) -> list[Run]:
     if method.trains != "policy":
         raise UserError(f"methods: {name} trains a reward model; put it under `reward_model`")
     values = {key: value if isinstance(value, list) else [value] for key, value in sweep.items()}
-    rates: list[float | None] = [float(rate) for rate in values.pop("learning_rate", [])] or [None]
-    cells = []
-    for rate in rates:
+    rates = typed(list[float], values.pop("learning_rate", []), f"{name}: learning_rate")
+    runs = []
+    for rate in rates or [None]:
+        RunConfig(learning_rate=rate)  # checks it
         for combination in itertools.product(*values.values()):
-            parameters = dict(zip(values, combination, strict=True))
-            strength = None
-            if method.strength:
-                default = method.__dataclass_fields__[method.strength].default
-                strength = Strength(method.strength, float(parameters.get(method.strength, default)))
-            cells.append(Run(name, parameters, strength, seed=0, learning_rate=rate))
-    return cells
+            built = build(method, dict(zip(values, combination, strict=True)), name)
+            parameters = {key: getattr(built, key) for key in values}
+            strength = Strength(method.strength, getattr(built, method.strength)) if method.strength else None
+            runs.append(Run(name, parameters, strength, seed=0, learning_rate=rate))
+    if len({run.key for run in runs}) < len(runs):
+        raise UserError(f"methods: {name} has the same value twice")
+    return runs
+
+
+def _check_seeds(seeds: list[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds is {seeds}; it must hold at least one number, and none twice")
 
 
 def load_config(path: Path) -> CompareConfig:

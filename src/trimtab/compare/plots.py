@@ -1,7 +1,7 @@
 """The report's plots, each an SVG string; None where there is nothing to draw.
 
 One colour and one marker per method, the same in every plot; the markers tell methods apart in grey print
-and beyond eight methods. SFT is a black star. A filled marker is the strength chosen for its method.
+and beyond eight methods. The start is a black star. A filled marker is the strength chosen for its method.
 """
 
 import io
@@ -69,7 +69,7 @@ def frontier(comparison: Comparison) -> "Figure | None":
     def kl(setting: Setting) -> FloatArray:
         return comparison.reported_part(setting.kl) if setting.kl is not None else np.full((1, 1), np.nan)
 
-    return _scatter(comparison, kl, "KL to SFT (nats per response)", wide=True)
+    return _scatter(comparison, kl, "KL to the start (nats per response)", wide=True)
 
 
 @_as_svg
@@ -100,7 +100,7 @@ def strength_sweep(comparison: Comparison) -> "Figure | None":
             _curve(axis, rows, np.array(values), reward, style=method_style(comparison, method))
         if comparison.start:
             level = comparison.reward(comparison.start, reward).mean()
-            axis.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="SFT")
+            axis.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="start")
         _strength_axis(axis, sorted({strength.value for strength in strengths}))
         axis.set(title=f"{reward} reward", xlabel=", ".join(names))
     _legend(figure, axes[0], wide=True)
@@ -143,7 +143,7 @@ def win_matrix(comparison: Comparison) -> "Figure | None":
         return None
     means = np.array([[0.5 if rate is None else rate.mean for rate in row] for row in rates])
     figure, (axis,) = _canvas(min(0.95 * len(players) + 1.7, WIDE), 0.58 * len(players) + 0.6, 1, 1)
-    colours = LinearSegmentedColormap.from_list("loses-wins", ["#d98a3d", "#ffffff", "#4f82b8"])
+    colours = LinearSegmentedColormap.from_list("loses-wins", ["#e0a262", "#ffffff", "#7fa8d3"])
     axis.imshow(means, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(rates):
         for j, rate in enumerate(row):
@@ -152,7 +152,7 @@ def win_matrix(comparison: Comparison) -> "Figure | None":
                 continue
             axis.text(j, i - 0.1, f"{rate.mean:.2f}", ha="center", va="center", fontweight="bold")
             interval = f"{rate.low:.2f}–{rate.high:.2f}" if rate.n > 1 else ""
-            axis.text(j, i + 0.24, interval, ha="center", va="center", fontsize=6.8, color="#3c424c")
+            axis.text(j, i + 0.24, interval, ha="center", va="center", fontsize=6.8)
     names = [player.name for player in players]
     axis.set_xticks(
         range(len(names)),
@@ -189,7 +189,7 @@ def _scatter(comparison: Comparison, x: Measure, label: str, wide: bool = False)
         _curve(axis, rows, means, comparison.primary, style=style, x_errors=errors)
     if comparison.start:
         at = x(comparison.start).mean(), comparison.reward(comparison.start).mean()
-        axis.plot(*at, "*", color=INK, markersize=13, linestyle="", label="SFT", zorder=5)
+        axis.plot(*at, "*", color=INK, markersize=13, linestyle="", label="start", zorder=5)
     axis.set(xlabel=label, ylabel=f"{comparison.primary} reward")
     _legend(figure, axis, wide)
     return figure

@@ -22,8 +22,8 @@ CAPTIONS = {  # plot -> title, how to read it
     "frontier": (
         "What {primary} reward costs",
         "A curve per method, through its strengths. Up is better; right is further from where training "
-        "began: of two curves the upper one buys more reward for the same KL. Filled marker: the chosen strength; "
-        "hollow: the others; small dots: single seeds; bars: 95 % intervals.",
+        "began: of two curves the upper one buys more reward for the same KL. Filled marker: the chosen "
+        "strength; hollow: the others; small dots: single seeds; bars: 95 % intervals.",
     ),
     "reward_against": (
         "Reward: {primary} against {other}",
@@ -36,7 +36,7 @@ CAPTIONS = {  # plot -> title, how to read it
     ),
     "strength_sweep": (
         "Turning each method’s knob",
-        "Reward at each strength; the dashed line is SFT. A flat top means that the choice hardly matters, a "
+        "Reward at each strength; the dashed line is the start. A flat top means that the choice hardly matters, a "
         "steep one that it must be searched for again on other data.",
     ),
     "win_matrix": (
@@ -133,13 +133,13 @@ def _plain(value: Any) -> str:
 def _facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """The (value, name) pairs under the headline."""
     results = [result for setting in comparison.settings for result in setting.results]
-    minutes = sum(sum(result.seconds.values()) for result in results) / 60
+    seconds = sum(sum(result.seconds.values()) for result in results)
     yield str(comparison.about.get("base", "–")), "base model"
     yield f"{len(comparison.by_method)}", "methods"
     yield f"{len(results)}", "finished runs"
     yield f"{max((len(setting.results) for setting in comparison.settings), default=0)}", "seeds each"
     yield f"{len(comparison.prompts):,}", "held-out prompts"
-    yield f"{minutes:.0f} min", "training and evaluation"
+    yield f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s", "training and evaluation"
 
 
 def _choice(comparison: Comparison) -> str:

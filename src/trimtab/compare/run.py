@@ -6,28 +6,33 @@ reason, and the others go on.
 
 import dataclasses
 import json
+import logging
+import multiprocessing
 import os
 import platform
 import shutil
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from trimtab.checkpoint import atomic_text
 from trimtab.compare.config import CompareConfig, Run, grid
 from trimtab.compare.results import append_result, load_results
 from trimtab.compare.stages import Stages
 from trimtab.compare.summary import START, load_comparison
 from trimtab.compare.worker import Cell, model_folder, run_cell
 from trimtab.errors import UserError
+from trimtab.jobs import Progress
 from trimtab.policies.load import resolve_device
+from trimtab.terminal import quiet_libraries
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
+log = logging.getLogger("trimtab")
 
 
 def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
@@ -43,12 +48,22 @@ def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
     done = {r.key for r in load_results(out) if r.status == "done"}
     left = [cell for cell in cells if cell.run.key not in done]
     progress("runs", len(cells) - len(left), len(cells))
-    finished = len(cells) - len(left)
-    for row in _rows(left, _jobs(config)):
+    warned: set[str] = set()
+    for finished, row in enumerate(_rows(left, _jobs(config)), start=len(cells) - len(left) + 1):
         append_result(out, row)
-        finished += 1
-        progress("runs", finished, len(cells))
+        progress("runs", finished, len(cells), _note(row, config.reward_names[0]), milestone=True)
+        for warning in row.get("warnings", []):  # most runs have the same ones: each is said once
+            if warning not in warned:
+                log.warning("%s: %s", row["key"], warning)
+                warned.add(warning)
     _prune(config, out)
+
+
+def _note(row: dict[str, Any], reward: str) -> str:
+    """dpo/beta=0.1/seed=0: gold 0.71."""
+    if row["status"] == "failed":
+        return f"{row['key']}: failed: {row['error']}"
+    return f"{row['key']}: {reward} {row['metrics'][reward]['mean']:.3g}"
 
 
 def _claim(config: CompareConfig, out: Path) -> None:
@@ -67,7 +82,7 @@ def _claim(config: CompareConfig, out: Path) -> None:
                 f"{out} holds a comparison with another {', '.join(changed)}; "
                 "choose another --out, or delete the folder to start anew"
             )
-    file.write_text(json.dumps(now, indent=1))
+    atomic_text(file, json.dumps(now, indent=1))
 
 
 def _cells(config: CompareConfig, out: Path) -> list[Cell]:
@@ -85,30 +100,80 @@ def _jobs(config: CompareConfig) -> int:
     return (os.cpu_count() or 1) if resolve_device(config.device).type == "cpu" else 1
 
 
-def _rows(cells: list[Cell], jobs: int) -> Any:
-    """Each cell's line as it finishes. A worker that dies costs its own cells, not the comparison."""
+def _rows(cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
+    """Each cell's line as it finishes.
+
+    A worker that dies takes all that run beside it with it. Those are tried again, each alone, so that
+    only the one that cannot be run fails.
+    """
     waiting = list(reversed(cells))
     while waiting:
+        killed: list[Cell] = []
         running: dict[Future[dict[str, Any]], Cell] = {}
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            while waiting or running:
-                while waiting and len(running) < jobs:
+        with _pool(jobs) as pool:
+            while running or (waiting and not killed):
+                while waiting and not killed and len(running) < jobs:
                     cell = waiting.pop()
                     running[pool.submit(attempt, cell)] = cell
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                died = [running[f] for f in finished if isinstance(f.exception(), BrokenProcessPool)]
-                for future in finished:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     cell = running.pop(future)
-                    if cell not in died:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        killed.append(cell)
+                    else:
                         yield future.result()
-                if died:  # the pool is broken: every cell that it held goes down with it
-                    reason = "its process was killed, most likely for want of memory"
-                    yield from (failure(cell, reason) for cell in [*died, *running.values()])
-                    break
+        for cell in killed:
+            yield _killed(cell) if len(killed) == 1 else _alone(cell)
+
+
+def _alone(cell: Cell) -> dict[str, Any]:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(attempt, cell).result()
+        except BrokenProcessPool:
+            return _killed(cell)
+
+
+def _killed(cell: Cell) -> dict[str, Any]:
+    return failure(cell, "its process was killed, most likely for want of memory; try fewer --jobs")
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a fork would copy the state of torch's threads
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    """Silences the libraries, and ends the worker when the comparison is killed."""
+    quiet_libraries()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+class _Warnings(logging.Handler):
+    """Keeps the warnings of one run for its line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def attempt(cell: Cell) -> dict[str, Any]:
     """The line of a run, whether it worked or not."""
+    warnings = _Warnings()
+    log.handlers, log.propagate = [warnings], False
+    return {**_attempt(cell), "warnings": warnings.texts}
+
+
+def _attempt(cell: Cell) -> dict[str, Any]:
     try:
         return run_cell(cell)
     except UserError as error:
@@ -140,7 +205,7 @@ def _describe(config: CompareConfig, out: Path, stages: list[dict[str, Any]]) ->
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / "comparison.json").write_text(json.dumps(about, indent=1, ensure_ascii=False))
+    atomic_text(out / "comparison.json", json.dumps(about, indent=1, ensure_ascii=False))
 
 
 def _prune(config: CompareConfig, out: Path) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.checkpoint import atomic_folder
+from trimtab.checkpoint import atomic_folder, atomic_text
 from trimtab.compare.config import CompareConfig
 from trimtab.compare.statistics import mean_interval
-from trimtab.data import load_records, split_by_prompt
+from trimtab.data import is_built_in, load_records, split_by_prompt
 from trimtab.errors import UserError
 from trimtab.evaluate import decode
 from trimtab.feedback.readers import read
@@ -30,6 +30,7 @@ from trimtab.feedback.records import Prompt, Record
 from trimtab.feedback.tokenise import encode_prompt
 from trimtab.feedback.views import convert
 from trimtab.feedback.writers import write
+from trimtab.jobs import Progress
 from trimtab.methods import find
 from trimtab.policies.base import Trainable
 from trimtab.policies.language import LanguagePolicy
@@ -43,7 +44,6 @@ from trimtab.rollouts.generate import generate
 from trimtab.rollouts.rewards import RewardModelReward, load_reward
 from trimtab.train import RunConfig, make_table, total_steps, train
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 BASE, FEEDBACK, HELD_OUT, PROMPTS = "base", "feedback.jsonl", "held_out.jsonl", "prompts.jsonl"
 REWARD_MODEL = "reward_model"
 
@@ -75,9 +75,7 @@ class Stages:
         start = time.perf_counter()
         metrics = stage()
         done[name] = {"name": name, "seconds": time.perf_counter() - start, "metrics": metrics}
-        part = self.out / "stages.json.part"
-        part.write_text(json.dumps(done, indent=1))
-        part.replace(self.out / "stages.json")
+        atomic_text(self.out / "stages.json", json.dumps(done, indent=1))
 
     def model_config(self, model: str) -> ModelConfig:
         return ModelConfig(model=model, precision=self.config.precision, device=self.config.device)
@@ -97,7 +95,7 @@ class Stages:
         """Feedback to train on, feedback to measure the reward model with, prompts to evaluate on."""
         config = self.config
         records = load_records(config.data)
-        if config.data.startswith("reviews"):
+        if is_built_in(config.data):
             held_out = load_records(config.data, split="held_out")
         else:
             records, held_out = split_by_prompt(records, config.held_out)

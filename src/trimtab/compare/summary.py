@@ -20,7 +20,7 @@ from trimtab.compare.statistics import Estimate, FloatArray
 from trimtab.errors import UserError
 
 Answers = list[dict[str, Any]]  # the lines of one evaluation.jsonl
-START = "sft"  # the method name of the starting model
+START = "start"  # the method name of the model that every method starts from, fine-tuned or not
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
     @property
     def name(self) -> str:
         """`DPO`, as the report writes it; names of several words stay as the command line takes them."""
-        return self.method.upper() if self.method.isalpha() and len(self.method) <= 4 else self.method
+        return self.method.upper() if self.method.isalnum() and len(self.method) <= 4 else self.method
 
     @property
     def choice(self) -> str:

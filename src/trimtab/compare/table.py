@@ -23,7 +23,7 @@ def summary_table(out: Path) -> Table:
     table.caption, table.caption_justify = _caption(comparison), "left"
     table.add_column("", no_wrap=True)
     table.add_column("method")  # the only column that gives way where the terminal is narrow
-    for name in (comparison.primary, "Δ SFT", "wins", "KL", "len", "dist2", "sec", "MB"):
+    for name in (comparison.primary, "Δ start", "wins", "KL", "len", "dist2", "sec", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*_cells(row, comparison.primary), style="bold" if row.best else None)
@@ -47,7 +47,7 @@ def _cells(row: Row, primary: str) -> list[str]:
 
 def _caption(comparison: Comparison) -> str:
     halves = " (on the other half of the prompts)" if comparison.halved else ""
-    lines = [f"* best, + chosen for its method{halves}; wins: against SFT; brackets: 95 % intervals"]
+    lines = [f"* best, + chosen for its method{halves}; wins: against the start; brackets: 95 % intervals"]
     lines += [f"failed: {result.key}: {result.error or 'no reason given'}" for result in comparison.failed]
     return "\n".join(lines)
 

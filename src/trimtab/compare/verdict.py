@@ -15,7 +15,7 @@ def verdict(comparison: Comparison) -> list[str]:
         reward = mean_interval(comparison.reward(ranking[0]))
         sentences = [
             f"{ranking[0].label} has the highest {comparison.primary} reward, {reward.mean:.2f} "
-            f"(95 % interval {span(reward)}); without a finished SFT run nothing says "
+            f"(95 % interval {span(reward)}); without a finished run of the start nothing says "
             "whether training helped."
         ]
         sentences += _ties(comparison)
@@ -40,7 +40,7 @@ def number(value: float, sign: str = "", digits: int = 2) -> str:
 
 
 def _win(comparison: Comparison, best: Setting, start: Setting) -> str:
-    verb = "wins" if len(comparison.ranking) > 1 else "beats SFT"
+    verb = "wins" if len(comparison.ranking) > 1 else "beats the start"
     gain = comparison.difference(best, start)
     seeds = len(best.results)
     agree = f", and above it with each of {seeds} seeds" if seeds > 1 else ""
@@ -50,7 +50,7 @@ def _win(comparison: Comparison, best: Setting, start: Setting) -> str:
         else f", at a KL of {number(best.kl[:, comparison.reported].mean(), digits=1)} nats"
     )
     return (
-        f"{best.label} {verb}: {comparison.primary} reward {_mean(comparison, best)} against SFT's "
+        f"{best.label} {verb}: {comparison.primary} reward {_mean(comparison, best)} against the start's "
         f"{_mean(comparison, start)} ({number(gain.mean, '+')}, 95 % interval {span(gain)}{agree}){cost}."
     )
 
@@ -60,10 +60,10 @@ def _no_win(comparison: Comparison, best: Setting, start: Setting) -> str:
     if all(comparison.clearly_better(start, setting) for setting in comparison.ranking):
         opening = "Training made the model worse with every method"
     else:
-        opening = "No method clearly beats SFT"
+        opening = "No method clearly beats the start"
     return (
         f"{opening}: the best, {best.label}, has a {comparison.primary} reward of {_mean(comparison, best)} "
-        f"against SFT's {_mean(comparison, start)} ({number(gain.mean, '+')}, 95 % interval {span(gain)})."
+        f"against the start's {_mean(comparison, start)} ({number(gain.mean, '+')}, 95 % interval {span(gain)})."
     )
 
 
@@ -78,7 +78,7 @@ def _ties(comparison: Comparison) -> list[str]:
 
 
 def _over_optimised(comparison: Comparison) -> list[str]:
-    """Settings that another reward calls better than SFT while the primary reward calls them worse."""
+    """Settings that another reward calls better than the start while the primary reward calls them worse."""
     start, sentences = comparison.start, []
     trained = [setting for settings in comparison.by_method.values() for setting in settings]
     for name in comparison.rewards if start else []:
@@ -88,7 +88,7 @@ def _over_optimised(comparison: Comparison) -> list[str]:
         if fooled:
             sentences.append(
                 f"Beware of over-optimisation: {join(fooled)} {'gains' if len(fooled) == 1 else 'gain'} "
-                f"{name} reward over SFT while losing {comparison.primary} reward."
+                f"{name} reward over the start while losing {comparison.primary} reward."
             )
     return sentences
 
@@ -114,6 +114,8 @@ def _mean(comparison: Comparison, setting: Setting) -> str:
     return number(float(comparison.reward(setting).mean()))
 
 
-def join(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+def join(names: Sequence[str], most: int = 4) -> str:
+    """`a`, `a and b`, `a, b and c`; beyond `most` names `a, b, c and 7 others`."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} others"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

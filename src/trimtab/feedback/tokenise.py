@@ -43,11 +43,7 @@ def tokenise(records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", *,
     index: dict[tuple[Prompt, str], int] = {}
     for pair in pairs:
         index.setdefault(pair, len(index))
-    ends = end_tokens(tokenizer)
-    rows = [_encode(tokenizer, prompt, response, ends) for prompt, response in index]
-    cut = [_cut(row, max_length, tokenizer.bos_token_id) for row in rows]
-    if shortened := sum(a is not b for a, b in zip(rows, cut, strict=True)):
-        log.warning("%d of %d sequences were cut to %d tokens", shortened, len(rows), max_length)
+    rows = encode(list(index), tokenizer, max_length=max_length)
     examples = [
         example
         for record in records
@@ -56,7 +52,19 @@ def tokenise(records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", *,
     kind = records[0].kind
     if kind == "score":
         examples = _with_baselines(examples, records)
-    return Table(kind=kind, rows=cut, examples=examples)
+    return Table(kind=kind, rows=rows, examples=examples)
+
+
+def encode(
+    texts: Sequence[tuple[Prompt, str]], tokenizer: "PreTrainedTokenizerBase", *, max_length: int
+) -> list[tuple[Ids, Ids]]:
+    """The tokens of each (prompt, response), as `tokenise` describes; an empty response is its end token."""
+    ends = end_tokens(tokenizer)
+    rows = [_encode(tokenizer, prompt, response, ends) for prompt, response in texts]
+    cut = [_cut(row, max_length, tokenizer.bos_token_id) for row in rows]
+    if shortened := sum(a is not b for a, b in zip(rows, cut, strict=True)):
+        log.warning("%d of %d sequences were cut to %d tokens", shortened, len(rows), max_length)
+    return cut
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:

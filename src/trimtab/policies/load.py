@@ -1,6 +1,7 @@
 """Models by folder or hub name, in the field's formats; LoRA adapters; precision."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
 
@@ -35,6 +36,10 @@ class ModelConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third slower."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, lora_rank=(0, math.inf))
+        check_positive(self, "lora_alpha")
 
 
 def load_tokenizer(name: str) -> Any:

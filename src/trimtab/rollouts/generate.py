@@ -1,5 +1,6 @@
 """Responses of a language policy: the prompt is read once for all its samples, finished rows leave."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.errors import check_bounds, check_positive
 from trimtab.feedback.sequences import Ids
 from trimtab.policies.language import LanguagePolicy
 
@@ -21,6 +23,10 @@ class Sampling:
     """Of the softmax; 0 takes the most likely token."""
     batch_size: int = 64
     """Prompts that are answered at once."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_new_tokens", "batch_size")
+        check_bounds(self, temperature=(0, math.inf))
 
 
 @dataclass(frozen=True)

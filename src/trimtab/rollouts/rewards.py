@@ -2,15 +2,18 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 
 import torch
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, nearest
 from trimtab.feedback.batches import by_tokens
-from trimtab.feedback.records import Prompt, Record
-from trimtab.feedback.tokenise import tokenise
+from trimtab.feedback.records import Prompt
+from trimtab.feedback.sequences import Sequences
+from trimtab.feedback.tokenise import encode
 from trimtab.policies.load import ModelConfig, load_reward_model
 from trimtab.policies.reward_model import RewardModel
 
@@ -51,23 +54,24 @@ class RewardModelReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        records = [
-            Record(kind="demonstration", prompt=p, responses=(r,))
-            for p, r in zip(prompts, responses, strict=True)
-        ]
-        table = tokenise(records, self.model.tokenizer, max_length=self.max_length)
+        texts = list(zip(prompts, responses, strict=True))
+        rows = encode(texts, self.model.tokenizer, max_length=self.max_length)
         scores: dict[int, float] = {}
-        for rows in by_tokens(table.rows, self.batch_tokens):
-            values = self.model.scores(table.sequences(rows, self.model.device))
-            scores.update(zip(rows, values.tolist(), strict=True))
-        return [scores[example.rows[0]] for example in table.examples]
+        for chunk in by_tokens(rows, self.batch_tokens):
+            values = self.model.scores(Sequences.pack([rows[i] for i in chunk], self.model.device))
+            scores.update(zip(chunk, values.tolist(), strict=True))
+        return [scores[i] for i in range(len(rows))]
 
 
 def checked(reward: Reward, name: str) -> Reward:
     """The reward, refusing what is not one finite number for each response."""
 
     def call(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        scores = [float(score) for score in reward(prompts, responses)]
+        given = reward(prompts, responses)
+        try:
+            scores = [float(score) for score in given]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"reward {name}: must give one number for each response ({error})") from error
         if len(scores) != len(responses):
             raise UserError(f"reward {name}: gave {len(scores)} scores for {len(responses)} responses")
         for score, prompt, response in zip(scores, prompts, responses, strict=True):
@@ -83,11 +87,29 @@ def checked(reward: Reward, name: str) -> Reward:
 
 def _function(path: Path, name: str) -> Reward:
     if not path.exists():
-        raise UserError(f"{path}: no such file; pass a reward function as file.py:name")
+        raise UserError(f"{path}: there is no such file; pass a reward function as file.py:name")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(function := getattr(module, name, None)):
-        raise UserError(f"{path}: has no function {name!r}")
-    return function
+    with _blamed_on(path):
+        spec.loader.exec_module(module)
+    functions = {key: value for key, value in vars(module).items() if callable(value) and key[0] != "_"}
+    if name not in functions:
+        raise UserError(f"{path}: has no function {name!r}; {nearest(name, functions)}")
+
+    def call(prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        with _blamed_on(path):
+            return functions[name](prompts, responses)
+
+    return call
+
+
+@contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Turns whatever the user's file raises into a sentence that names the file and its last line."""
+    try:
+        yield
+    except Exception as error:  # it is the user's code, and may raise anything
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        place = f"{path}:{lines[-1]}" if lines else str(path)
+        raise UserError(f"{place}: the reward failed with {type(error).__name__}: {error}") from error

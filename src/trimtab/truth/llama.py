@@ -57,7 +57,7 @@ def tiny_llama(seed: int) -> LanguagePolicy:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,
-        initializer_range=0.2,
+        initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=0,
     )
@@ -70,13 +70,12 @@ def _sampled_pairs(policy: LanguagePolicy, reference: Array, world: World, count
     """Pairs of different responses drawn from the reference, chosen by a Bradley-Terry coin."""
     rng = np.random.default_rng(0)
     examples = []
-    for _ in range(count):
-        prompt = int(rng.integers(PROMPTS))
-        i, j = (int(y) for y in rng.choice(len(RESPONSES), size=2, p=reference[prompt] / reference[prompt].sum()))
-        if rng.random() > world.preference[prompt, i, j]:
-            i, j = j, i
-        if i != j:
-            examples.append(Example(rows=(prompt * len(RESPONSES) + i, prompt * len(RESPONSES) + j)))
+    for prompt, q in enumerate(reference):
+        drawn = rng.choice(len(RESPONSES), size=(count // PROMPTS, 2), p=q / q.sum())
+        swap = rng.random(len(drawn)) > world.preference[prompt, drawn[:, 0], drawn[:, 1]]
+        drawn[swap] = drawn[swap, ::-1]
+        rows = prompt * len(RESPONSES) + drawn[drawn[:, 0] != drawn[:, 1]]
+        examples += [Example(rows=(chosen, rejected)) for chosen, rejected in rows.tolist()]
     sequences = Sequences.pack(ROWS)
     with torch.no_grad():
         logprobs = policy.logprobs(sequences)[sequences.mask].split(sequences.response_lengths.tolist())

@@ -15,7 +15,7 @@ from trimtab.examples.reviews.data import clean, normalised, split_sentences
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCABULARY = 4096
-CONTEXT = 256  # tokens of running text that the model sees at once
+CONTEXT = 128  # tokens of running text that the model sees at once
 IGNORED = -100  # label of a position without a loss
 
 
@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], end: bool) -> list[list[int]]:
     """Token ids of each text: `<s>`, its tokens, and `</s>` if `end`."""
     tail = [tokenizer.eos_token_id] if end else []
-    return [ids + tail for ids in tokenizer(list(texts))["input_ids"]]
+    return [text.ids + tail for text in tokenizer.backend_tokenizer.encode_batch(texts)]
 
 
 class RunningText:

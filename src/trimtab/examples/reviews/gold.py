@@ -1,0 +1,77 @@
+"""The gold scorer: what the human annotators of the reviews would say, learned from their labels.
+
+A logistic regression on words and word pairs, trained at run time on the sentences of the training half. It
+stands for the human, and so it is the reward that the example's methods are measured by; no method sees it.
+
+It is a bag of words and can be over-optimised. Each word counts once, so repeating "moving , moving , moving"
+gains nothing after the first, and each text has length 1, so that longer is not better by itself. But a list
+of different words of praise scores high without being a sentence, and a negation far from its word goes
+unnoticed. That is why the report shows KL, distinct n-grams and samples beside the score.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from trimtab.errors import UserError
+from trimtab.examples.reviews.data import split_sentences
+
+
+class Gold:
+    """Scores whole sentences by the probability that a human would call them positive."""
+
+    def __init__(self, classifier: Any) -> None:
+        self.classifier = classifier
+
+    @classmethod
+    def fit(cls) -> "Gold":
+        """Trains on the labels of the training half: a few seconds, the same result each time."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        # The sentences are tokenised already: what stands between spaces is a word.
+        words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), binary=True)
+        # Four-fold cross-validation on the training half chose C=5: 75.7 % against 75.2 % with C=2.
+        classifier = make_pipeline(words, LogisticRegression(C=5.0, max_iter=1000))
+        train = split_sentences("train")
+        classifier.fit([s.text for s in train], [s.positive for s in train])
+        return cls(classifier)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """The probability, in [0, 1], that a human would call each prompt + response positive."""
+        if len(prompts) != len(responses):
+            raise UserError(f"{len(prompts)} prompts came with {len(responses)} responses; give one for each")
+        if not prompts:
+            return []
+        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        return [float(positive) for _, positive in self.classifier.predict_proba(texts)]
+
+    def accuracy(self) -> tuple[int, int]:
+        """How many held-out sentences it calls as the human did, and how many there are."""
+        held_out = split_sentences("held_out")
+        calls = self([""] * len(held_out), [sentence.text for sentence in held_out])
+        right = sum((call > 0.5) == s.positive for call, s in zip(calls, held_out, strict=True))
+        return right, len(held_out)
+
+
+@cache
+def gold() -> Gold:
+    """The gold scorer, trained once for each process."""
+    return Gold.fit()
+
+
+def main() -> None:
+    """Prints the held-out accuracy: python -m trimtab.examples.reviews.gold"""
+    from scipy.stats import binomtest
+
+    right, total = gold().accuracy()
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    print(
+        f"gold scorer: calls {right} of {total} held-out sentences as the human did, "
+        f"{right / total:.1%} (95 % interval {interval.low:.1%} to {interval.high:.1%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

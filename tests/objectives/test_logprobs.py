@@ -1,0 +1,90 @@
+"""Chunked log-probs against torch's own log_softmax, and the masked reductions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimtab.objectives import logprobs
+from trimtab.objectives.logprobs import masked_mean, masked_sum, token_logprobs
+
+VOCABULARY = 11
+
+
+def inputs(rows: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, 5, generator=generator, dtype=dtype)
+    weight = torch.randn(VOCABULARY, 5, generator=generator, dtype=dtype)
+    bias = torch.randn(VOCABULARY, generator=generator, dtype=dtype)
+    return hidden, weight, torch.randint(VOCABULARY, (rows,), generator=generator), bias
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return torch.log_softmax(logits.float(), -1)[torch.arange(len(targets)), targets]
+
+
+def test_literal() -> None:
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[math.log(1.0)], [math.log(3.0)]])
+    value = token_logprobs(hidden, weight, torch.tensor([1]))
+    assert value.tolist() == pytest.approx([math.log(0.75)])
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 7, 100])  # 7 rows: uneven, exact and single chunks
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_equal_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    hidden, weight, targets, bias = inputs(dtype=torch.float32)
+    upstream = torch.linspace(-1, 2, len(targets))
+    results = []
+    for function in (token_logprobs, plain):
+        leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        if with_bias:
+            leaves.append(bias.clone().requires_grad_())
+        value = function(leaves[0], leaves[1], targets, leaves[2] if with_bias else None)
+        (value * upstream).sum().backward()
+        results.append((value, *(leaf.grad for leaf in leaves)))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    hidden, weight, targets, _ = inputs(dtype=torch.float32)
+    hidden.requires_grad_()
+    token_logprobs(hidden, weight, targets).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_autocast_runs_in_bf16_with_fp32_sums() -> None:
+    hidden, weight, targets, bias = inputs(dtype=torch.float32)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = token_logprobs(hidden, weight, targets, bias)
+    value.sum().backward()
+    bf16 = plain(hidden.bfloat16(), weight.bfloat16(), targets, bias.bfloat16())
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, bf16, rtol=0, atol=1e-6)
+    assert not torch.allclose(value, plain(hidden, weight, targets, bias), rtol=0, atol=1e-6)
+    assert hidden.grad is not None and weight.grad is not None
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_second_derivative_fails_rather_than_being_wrong() -> None:
+    hidden, weight, targets, _ = inputs(dtype=torch.float32)
+    hidden.requires_grad_()
+    total = token_logprobs(hidden, weight, targets).sum()
+    (gradient,) = torch.autograd.grad(total, hidden, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.square().sum().backward()
+
+
+def test_masked_reductions() -> None:
+    values = torch.tensor([[1.0, 2.0, 99.0], [4.0, float("nan"), float("inf")]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert masked_sum(values, mask).tolist() == [3.0, 4.0]
+    assert masked_mean(values, mask).tolist() == [1.5, 4.0]
