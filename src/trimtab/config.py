@@ -23,7 +23,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values at the top, found {type(content).__name__}")
+        raise UserError(f"{path}: expected keys and values at the top, found {content!r:.40}")
     return content
 
 
@@ -54,27 +54,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def typed(hint: Any, value: Any, where: str) -> Any:
     """A value from YAML as what an annotation asks for. Raises UserError if it is something else."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
         (hint,) = (a for a in arguments if a is not type(None))
-        return typed(hint, value, where)
+        return None if value is None else typed(hint, value, where)
     if origin is Literal:
         if value not in arguments:
             raise UserError(f"{where}: {value!r} is not known; {nearest(str(value), map(str, arguments))}")
         return value
-    if dataclasses.is_dataclass(hint):
-        _expect(isinstance(value, Mapping), "keys and values", value, where)
-        return build(hint, value, where)  # type: ignore[arg-type]
     if origin in (list, tuple):
         _expect(isinstance(value, list), "a list", value, where)
         return origin(typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not dict and not dataclasses.is_dataclass(hint):
+        return value if hint is Any else _scalar(hint, value, where)
+    _expect(isinstance(value, Mapping), "keys and values", value, where)
     if origin is dict:
-        _expect(isinstance(value, Mapping), "keys and values", value, where)
         return {key: typed(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
-    return _scalar(hint, value, where)
+    return build(hint, value, where)
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:

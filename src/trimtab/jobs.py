@@ -106,7 +106,7 @@ def shown(metrics: dict[str, float]) -> str:
 def _load(job: Job) -> Any:
     config = dataclasses.replace(job.model, model=resolve_model(job.model.model))
     if job.method.trains == "policy":
-        return load_language_policy(config)
+        return load_language_policy(config, seed=job.run.seed)
     return load_reward_model(config, seed=job.run.seed)
 
 

@@ -50,7 +50,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "steps", "batch_size", "batch_tokens", "learning_rate")
         check_bounds(self, warmup=(0, 1), weight_decay=(0, math.inf), max_grad_norm=(0, math.inf))
-        check_bounds(self, max_length=(2, math.inf), seed=(0, 2**63 - 1))
+        check_bounds(self, max_length=(2, math.inf), seed=(0, math.inf))
 
 
 def make_table(

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from tests.models import classifier, letter_tokenizer, pack, random_rows, reward_model
+from tests.tiny import model_folder
 
-from trimtab.policies.load import new_score_head
+from trimtab.policies.load import ModelConfig, load_reward_model
 from trimtab.policies.reward_model import RewardModel
 
 ROWS = random_rows(5, seed=1)
@@ -27,11 +28,9 @@ def test_padding_that_is_also_the_end_token_moves_nothing() -> None:
         torch.testing.assert_close(shared.scores(pack(ROWS)), scorer.scores(pack(ROWS)))
 
 
-def test_a_new_head_is_drawn_by_its_seed() -> None:
-    scorer, heads = reward_model(), []
-    for seed in (0, 0, 1):
-        new_score_head(scorer, seed)
-        heads.append(scorer.trunk.hf.score.weight.detach().clone())
-    assert torch.equal(heads[0], heads[1])
-    assert not torch.equal(heads[0], heads[2])
-    assert float(heads[0].std()) == pytest.approx(1 / 33**0.5, rel=0.4)  # N(0, 1 / (H + 1)), H = 32
+def test_a_language_model_gets_a_head_drawn_by_the_seed() -> None:
+    config = ModelConfig(model=model_folder(), precision="fp32", device="cpu")
+    first, again, other = (load_reward_model(config, seed=seed).trunk.hf.score.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert float(first.detach().std()) == pytest.approx(1 / 17**0.5, rel=0.4)  # N(0, 1 / (H + 1)), H = 16

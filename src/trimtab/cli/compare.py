@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from trimtab.allocator import keep_freed_memory
 from trimtab.cli.options import parse
 from trimtab.compare.config import CompareConfig, load_config
 from trimtab.compare.report import write_report
@@ -20,7 +21,7 @@ from trimtab.terminal import console, quiet_libraries, reporting
 class Options:
     """Compares methods on one dataset, with one budget and one evaluation; writes one report."""
 
-    file: Annotated[str, tyro.conf.Positional]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The comparison as YAML, or reviews for the built-in example."""
     out: Path | None = None
     """Folder for results and report, runs/NAME of the file if not given. What is there goes on."""
@@ -41,6 +42,7 @@ def run(words: list[str]) -> int:
     config = _overridden(load_config(file), options)
     out = options.out or Path("runs") / file.stem
     quiet_libraries()
+    keep_freed_memory()
     with reporting() as progress:
         compare(config, out, progress)
     report = write_report(out)

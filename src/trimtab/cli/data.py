@@ -28,7 +28,7 @@ FILE is JSON, JSONL, CSV or Parquet (each also .gz), a folder, a hub name, or re
 class ShowOptions:
     """What is in a file of feedback: kinds, counts, lengths, examples, and rows that look wrong."""
 
-    file: Annotated[str, tyro.conf.Positional]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A file, a folder or a hub name."""
     split: str = "train"
     """Which split of a dataset."""
@@ -38,9 +38,9 @@ class ShowOptions:
 class ConvertOptions:
     """Writes feedback in another shape, or as another kind where that is sound."""
 
-    file: Annotated[str, tyro.conf.Positional]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A file, a folder, a hub name, or reviews."""
-    target: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A .jsonl, .json, .csv (each also .gz) or .parquet file."""
     views: Annotated[ViewOptions, tyro.conf.arg(name="")]
     to: Kind | None = None

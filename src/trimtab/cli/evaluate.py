@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from trimtab.cli.options import parse
 from trimtab.cli.generate import prompts_of, write_rows
+from trimtab.cli.options import parse
 from trimtab.compare.worker import summarise
 from trimtab.errors import UserError, check_positive
 from trimtab.evaluate import evaluate
@@ -22,7 +22,7 @@ from trimtab.terminal import console, quiet_libraries
 class Options:
     """Measures a model: one answer to each prompt, its rewards, its KL to a reference, its length."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A folder, a hub name, or reviews."""
     data: str
     """A file whose prompts are answered, or reviews (its held-out prompts)."""

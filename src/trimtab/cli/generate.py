@@ -25,7 +25,7 @@ from trimtab.terminal import console, quiet_libraries
 class Options:
     """Answers prompts: those on the command line, or those of a file."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A folder, a hub name, or reviews."""
     prompt: tuple[str, ...] = ()
     """Prompts, each in quotes. A model with a chat template is asked in a conversation."""

@@ -3,18 +3,17 @@
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from trimtab.config import load_yaml, typed
+from trimtab.config import NAMES, load_yaml, typed
 from trimtab.errors import UserError, nearest
 
 T = TypeVar("T")
-
-CONFIG_HELP = "--config FILE.yaml gives options by their names; the command line wins."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +39,14 @@ def parse(
     words = [word for file in files for word in _from_file(file, known, method)] + arguments
     if not {"-h", "--help"} & set(words):
         _check_names(words, known, prog)
-    text = f"{description or cls.__doc__ or ''}\n\n{CONFIG_HELP}"
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=words, prog=prog, description=text)
+            return tyro.cli(cls, args=words, prog=prog, description=description or cls.__doc__)
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(f"{_sentence(said.getvalue())}; see {prog} --help") from None
+        raise UserError(f"{_sentence(said.getvalue(), known)}; see {prog} --help") from None
 
 
 def _options(cls: type[Any]) -> dict[str, _Option]:
@@ -112,12 +110,20 @@ def _check_names(words: list[str], known: dict[str, _Option], prog: str) -> None
         raise UserError(f"unknown option {word}; {hint}")
     missing = [name for name in names if options[name].required and name not in given]
     if missing:
-        raise UserError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{' and '.join(missing)} {verb} missing; see {prog} --help")
 
 
-def _sentence(said: str) -> str:
+def _sentence(said: str, known: dict[str, _Option]) -> str:
     """What tyro says of a bad value, without its title, its rules and the help that follows."""
     lines = [line.strip() for line in said.splitlines() if line.strip(" -─│╭╮╰╯")]
     ends = ("Argument helptext", "For full helptext", "Got errors", "Perhaps you meant")
     length = next((i for i, line in enumerate(lines) if line.startswith(ends)), len(lines))
-    return " ".join(" ".join(lines[1:length]).split()).removesuffix(".")
+    text = " ".join(" ".join(lines[1:length]).split()).removesuffix(".").replace(". Expected", "; expected")
+    text = re.sub(r"^Missing from [^:]*: (\S+) .*", r"\1 is missing", text)
+    found = re.match(r"Error parsing --(\S+): .*?'(.*)'", text)
+    if not found:
+        return text
+    hint = known[found[1].replace("-", "_")].hint
+    types = [get_origin(t) or t for t in (get_args(hint) or (hint,)) if t is not type(None)]
+    return f"--{found[1]} {found[2]}: expected {' or '.join(NAMES.get(t, t.__name__) for t in types)}"

@@ -16,7 +16,7 @@ from trimtab.terminal import console
 class Options:
     """Writes a comparison's report.html again from its results, finished or not."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The folder that `trimtab compare` wrote."""
 
 

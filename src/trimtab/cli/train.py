@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from trimtab.allocator import keep_freed_memory
 from trimtab.cli.options import parse
 from trimtab.errors import UserError
 from trimtab.feedback.conversions import ViewOptions
@@ -35,6 +36,7 @@ def run(words: list[str]) -> int:
     )
     job = Job(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Job)})
     quiet_libraries()
+    keep_freed_memory()
     with reporting() as progress:
         last = run_job(job, progress)
     console.print(f"{int(last['step'])} steps in {last['seconds']:.0f} s  {shown(last)}", markup=False)
@@ -43,7 +45,9 @@ def run(words: list[str]) -> int:
 
 
 def _description(method: type[Method[Any]]) -> str:
-    return f"{(method.__doc__ or '').splitlines()[0]}\n\n{method.when}\n\nSource: {method.source}."
+    what = (method.__doc__ or "").splitlines()[0]
+    config = "--config FILE.yaml gives options by their names, as in the trimtab.yaml of a trained model."
+    return f"{what}\n\n{method.when}\n\nSource: {method.source}.\n\n{config}"
 
 
 def _options(method: type[Method[Any]]) -> type[Any]:

@@ -36,8 +36,8 @@ CAPTIONS = {  # plot -> title, how to read it
     ),
     "strength_sweep": (
         "Turning each method’s knob",
-        "Reward at each strength; the dashed line is the start. A flat top means that the choice hardly matters, a "
-        "steep one that it must be searched for again on other data.",
+        "Reward at each strength; the dashed line is the start. A flat top means that the choice hardly "
+        "matters, a steep one that it must be searched for again on other data.",
     ),
     "win_matrix": (
         "Who beats whom",

@@ -7,15 +7,9 @@ reason, and the others go on.
 import dataclasses
 import json
 import logging
-import multiprocessing
 import os
 import platform
 import shutil
-import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +17,14 @@ from typing import Any
 
 from trimtab.checkpoint import atomic_text
 from trimtab.compare.config import CompareConfig, Run, grid
+from trimtab.compare.processes import rows
 from trimtab.compare.results import append_result, load_results
 from trimtab.compare.stages import Stages
 from trimtab.compare.summary import START, load_comparison
-from trimtab.compare.worker import Cell, model_folder, run_cell
+from trimtab.compare.worker import Cell, model_folder
 from trimtab.errors import UserError
 from trimtab.jobs import Progress
 from trimtab.policies.load import resolve_device
-from trimtab.terminal import quiet_libraries
 
 log = logging.getLogger("trimtab")
 
@@ -49,7 +43,7 @@ def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
     left = [cell for cell in cells if cell.run.key not in done]
     progress("runs", len(cells) - len(left), len(cells))
     warned: set[str] = set()
-    for finished, row in enumerate(_rows(left, _jobs(config)), start=len(cells) - len(left) + 1):
+    for finished, row in enumerate(rows(left, _jobs(config)), start=len(cells) - len(left) + 1):
         append_result(out, row)
         progress("runs", finished, len(cells), _note(row, config.reward_names[0]), milestone=True)
         for warning in row.get("warnings", []):  # most runs have the same ones: each is said once
@@ -98,95 +92,6 @@ def _jobs(config: CompareConfig) -> int:
     if config.jobs > 0:
         return config.jobs
     return (os.cpu_count() or 1) if resolve_device(config.device).type == "cpu" else 1
-
-
-def _rows(cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
-    """Each cell's line as it finishes.
-
-    A worker that dies takes all that run beside it with it. Those are tried again, each alone, so that
-    only the one that cannot be run fails.
-    """
-    waiting = list(reversed(cells))
-    while waiting:
-        killed: list[Cell] = []
-        running: dict[Future[dict[str, Any]], Cell] = {}
-        with _pool(jobs) as pool:
-            while running or (waiting and not killed):
-                while waiting and not killed and len(running) < jobs:
-                    cell = waiting.pop()
-                    running[pool.submit(attempt, cell)] = cell
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        killed.append(cell)
-                    else:
-                        yield future.result()
-        for cell in killed:
-            yield _killed(cell) if len(killed) == 1 else _alone(cell)
-
-
-def _alone(cell: Cell) -> dict[str, Any]:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(attempt, cell).result()
-        except BrokenProcessPool:
-            return _killed(cell)
-
-
-def _killed(cell: Cell) -> dict[str, Any]:
-    return failure(cell, "its process was killed, most likely for want of memory; try fewer --jobs")
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")  # a fork would copy the state of torch's threads
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
-
-
-def _begin_worker() -> None:
-    """Silences the libraries, and ends the worker when the comparison is killed."""
-    quiet_libraries()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-class _Warnings(logging.Handler):
-    """Keeps the warnings of one run for its line."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-def attempt(cell: Cell) -> dict[str, Any]:
-    """The line of a run, whether it worked or not."""
-    warnings = _Warnings()
-    log.handlers, log.propagate = [warnings], False
-    return {**_attempt(cell), "warnings": warnings.texts}
-
-
-def _attempt(cell: Cell) -> dict[str, Any]:
-    try:
-        return run_cell(cell)
-    except UserError as error:
-        return failure(cell, str(error))
-    except Exception as error:  # a failed run is a result: it is shown with its reason
-        (cell.out / cell.run.folder).mkdir(parents=True, exist_ok=True)
-        (cell.out / cell.run.folder / "error.txt").write_text(traceback.format_exc())
-        return failure(cell, f"{type(error).__name__}: {error}")
-
-
-def failure(cell: Cell, reason: str) -> dict[str, Any]:
-    """The line of a run that failed."""
-    return {**cell.identity(), "status": "failed", "error": reason}
 
 
 def _describe(config: CompareConfig, out: Path, stages: list[dict[str, Any]]) -> None:

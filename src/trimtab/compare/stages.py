@@ -57,12 +57,36 @@ class Stages:
     progress: Progress
 
     def run(self) -> list[dict[str, Any]]:
-        """All stages; returns what each took and measured."""
+        """All stages; returns what each took and measured. All input is read before anything is trained."""
+        if "feedback" not in self._done():
+            self._check()
         self._once("fine-tuning", self._base)
         self._once("feedback", self._feedback)
         if self.config.reward_model is not None:
             self._once("reward model", self._reward_model)
         return list(self._done().values())
+
+    def _check(self) -> None:
+        """Raises UserError if data or a reward cannot be read, or does not suit what it is for."""
+        config = self.config
+        if config.sft is not None:
+            convert(load_records(config.sft.data), find("sft").data, config.views)
+        for reward in (*config.rewards.values(), *([config.collect.reward] if config.collect else [])):
+            load_reward(reward, config.device)
+        records, held_out = self._split()
+        if config.collect is None:
+            for name in config.methods:
+                convert(records, find(name).data, config.views)
+            if config.reward_model is not None:
+                convert(records, find(config.reward_model.method).data, config.views)
+                convert(held_out, "pair", config.views)
+
+    def _split(self) -> tuple[list[Record], list[Record]]:
+        """(train, held out): the records of the data, with no prompt on both sides."""
+        records = load_records(self.config.data)
+        if is_built_in(self.config.data):
+            return records, load_records(self.config.data, split="held_out")
+        return split_by_prompt(records, self.config.held_out)
 
     def _done(self) -> dict[str, dict[str, Any]]:
         file = self.out / "stages.json"
@@ -94,11 +118,7 @@ class Stages:
     def _feedback(self) -> dict[str, Any]:
         """Feedback to train on, feedback to measure the reward model with, prompts to evaluate on."""
         config = self.config
-        records = load_records(config.data)
-        if is_built_in(config.data):
-            held_out = load_records(config.data, split="held_out")
-        else:
-            records, held_out = split_by_prompt(records, config.held_out)
+        records, held_out = self._split()
         prompts = _some([r.prompt for r in convert(held_out, "prompt")], config.evaluation.prompts)
         if config.collect is not None:
             records, held_out = self._collect(records, held_out)

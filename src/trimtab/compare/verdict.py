@@ -62,8 +62,9 @@ def _no_win(comparison: Comparison, best: Setting, start: Setting) -> str:
     else:
         opening = "No method clearly beats the start"
     return (
-        f"{opening}: the best, {best.label}, has a {comparison.primary} reward of {_mean(comparison, best)} "
-        f"against the start's {_mean(comparison, start)} ({number(gain.mean, '+')}, 95 % interval {span(gain)})."
+        f"{opening}: the best, {best.label}, has a {comparison.primary} reward of "
+        f"{_mean(comparison, best)} against the start's {_mean(comparison, start)} "
+        f"({number(gain.mean, '+')}, 95 % interval {span(gain)})."
     )
 
 

@@ -25,7 +25,7 @@ from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy
 from trimtab.reference import attach_reference
 from trimtab.rollouts.rewards import Reward, load_reward
-from trimtab.train import RunConfig, make_table, train
+from trimtab.train import RunConfig, make_table, peak_learning_rate, train
 
 SEQUENCES = {"pair": 2, "ranking": 4}  # responses in one piece of feedback
 
@@ -64,7 +64,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     folder = cell.out / cell.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     is_start = cell.run.method == START
-    policy = load_language_policy(_model_config(cell.config, cell.out, adapt=not is_start))
+    policy = load_language_policy(
+        _model_config(cell.config, cell.out, adapt=not is_start), seed=cell.run.seed
+    )
     start = time.perf_counter()
     config = {} if is_start else _train(cell, policy, folder)
     trained = time.perf_counter()
@@ -116,6 +118,7 @@ def _train(cell: Cell, policy: LanguagePolicy, folder: Path) -> dict[str, Any]:
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for metrics in train(method, policy, table, run):
             file.write(json.dumps(metrics) + "\n")
+    run = dataclasses.replace(run, learning_rate=peak_learning_rate(method, run, policy))
     return {"method": cell.run.method, **dataclasses.asdict(method), "run": dataclasses.asdict(run)}
 
 

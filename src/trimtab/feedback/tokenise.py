@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("trimtab")
 
 # For conversations with a tokenizer that has no template: the transcript form of HH-RLHF (Bai et al. 2022).
-PLAIN_CHAT_TEMPLATE = (
+PLAIN_CHAT_TEMPLATE = (  # line breaks stand in expressions: after a block they would be trimmed
     "{{ bos_token or '' }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}\n\nAssistant: {{ message.content }}{{ eos_token }}"
-    "{% elif message.role == 'user' %}\n\nHuman: {{ message.content }}"
-    "{% else %}\n\n{{ message.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+    "{% if message.role == 'assistant' %}{{ '\\n\\nAssistant: ' + message.content + eos_token }}"
+    "{% elif message.role == 'user' %}{{ '\\n\\nHuman: ' + message.content }}"
+    "{% else %}{{ '\\n\\n' + message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
 )
 
 

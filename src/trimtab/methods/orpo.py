@@ -21,7 +21,7 @@ class ORPO(Method[Pairs]):
     strength = "beta"
     learning_rate = 5e-6
     source = "Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7"
-    when = "A/B choices and a model that was not fine-tuned yet: one stage instead of two, half the memory."
+    when = "A/B choices and a model that was not fine-tuned yet: one stage instead of two."
 
     beta: float = 0.1
     """The paper's lambda, weight of the odds ratio: large moves further from plain imitation."""

@@ -27,6 +27,9 @@ class RewardModelFromPairs(Method[Pairs]):
     center: float = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023)."""
 
+    def __post_init__(self) -> None:
+        self.check(center=(0.0, 1e3))
+
     def loss(self, policy: Scorer, batch: Pairs) -> tuple[Tensor, Metrics]:
         chosen, rejected = batch.split(policy.scores(batch.sequences))
         losses = bradley_terry(chosen, rejected, batch.margin if self.margin else None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import end_tokens
 from trimtab.objectives.logprobs import token_logprobs
+from trimtab.policies.save import save
 from trimtab.policies.trunk import Trunk
 
 
@@ -69,8 +70,7 @@ class LanguagePolicy:
 
     def save(self, folder: Path) -> None:
         """Writes safetensors, configuration, tokenizer and chat template for from_pretrained."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save(self.model, self.tokenizer, folder)
 
     def autocasting(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

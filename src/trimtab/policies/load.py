@@ -3,8 +3,12 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from ssl import SSLError
 from typing import Any, Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
@@ -12,6 +16,8 @@ from torch import nn
 from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
+
+SECONDS_FOR_HUB = 5.0
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -50,21 +56,23 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, local_files_only=_only_local(name))
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("tokenizer", name, error) from error
 
 
-def load_language_policy(config: ModelConfig, *, trainable: bool = True) -> LanguagePolicy:
-    """A causal language model as a policy; frozen if not trainable."""
+def load_language_policy(config: ModelConfig, *, trainable: bool = True, seed: int = 0) -> LanguagePolicy:
+    """A causal language model as a policy; frozen if not trainable. An adapter is drawn by `seed`."""
     tokenizer = load_tokenizer(config.model)
-    model, _ = _load("AutoModelForCausalLM", config)
-    model = _prepare(model, config, trainable, task="CAUSAL_LM")
+    model, missing = _load("AutoModelForCausalLM", config)
+    if missing:
+        raise UserError(f"{config.model}: not a language model, as a reward model is not: no {min(missing)}")
+    model = _prepare(model, config, trainable, "CAUSAL_LM", seed)
     return LanguagePolicy(model, tokenizer, _autocast(config))
 
 
 def load_reward_model(config: ModelConfig, *, trainable: bool = True, seed: int = 0) -> RewardModel:
-    """A sequence classifier with one output. A language model gets a new head, drawn by `seed`.
+    """A sequence classifier with one output. A new head, or an adapter, is drawn by `seed`.
 
     Raises UserError if a frozen reward model is wanted and the folder has no head.
     """
@@ -78,7 +86,7 @@ def load_reward_model(config: ModelConfig, *, trainable: bool = True, seed: int 
             raise UserError(f"{config.model}: not a reward model: it has no score head; train one first")
         _draw_head(model.score.weight, seed)
     _give_padding_token(model, tokenizer)
-    model = _prepare(model, config, trainable, task="SEQ_CLS")
+    model = _prepare(model, config, trainable, "SEQ_CLS", seed)
     return RewardModel(model, tokenizer, _autocast(config))
 
 
@@ -129,26 +137,48 @@ def _load(auto_class: str, config: ModelConfig, **kwargs: Any) -> tuple[Any, set
     """
     import transformers
 
-    adapter = Path(config.model) / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else config.model
+    adapter = _adapter_config(config.model)
+    base = adapter["base_model_name_or_path"] if adapter else config.model
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())  # an adapter names its base, and is read from other folders too
     device = resolve_device(config.device)
     bf16 = config.lora_rank > 0 and resolve_precision(config.precision, device) == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
+    at_first = torch.float32 if adapter else dtype  # a merge in bf16 would lose small changes
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            base, dtype=dtype, output_loading_info=True, **kwargs
+            base, dtype=at_first, output_loading_info=True, local_files_only=_only_local(base), **kwargs
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("model", base, error) from error
     missing = set(info["missing_keys"])
-    if adapter.exists():
-        from peft import PeftModel
+    if adapter:
+        scores = adapter["task_type"] == "SEQ_CLS"
+        if scores and auto_class == "AutoModelForCausalLM":
+            raise UserError(f"{config.model}: the adapter of a reward model; a language model is needed here")
+        model, missing = _merged(model, config.model), missing - ({"score.weight"} if scores else set())
+    return model.to(device, dtype), missing
 
-        model, missing = PeftModel.from_pretrained(model, config.model).merge_and_unload(), set()
-    return model.to(device), missing
+
+def _adapter_config(name: str) -> dict[str, Any] | None:
+    """What a folder says of the LoRA adapter in it; None if it holds a whole model."""
+    file = Path(name) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str) -> nn.Module:
+def _merged(model: Any, folder: str) -> Any:
+    """The model with the adapter's changes in its own weights."""
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(folder)
+    if config.task_type == "CAUSAL_LM":
+        config.task_type = None  # the trunk is the same below a reward model's head
+    model = PeftModel.from_pretrained(model, folder, config=config).merge_and_unload()
+    model.name_or_path = ""  # no folder holds what it is now; see `save`
+    return model
+
+
+def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str, seed: int) -> nn.Module:
     """Turns dropout off (sampling must equal scoring), freezes, adds the adapter."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -160,7 +190,9 @@ def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str) -> nn.
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank > 0:
-        model = _with_adapter(model, config, task)
+        with torch.random.fork_rng():  # peft draws from the global stream
+            torch.manual_seed(seed)
+            model = _with_adapter(model, config, task)
     return model.train()
 
 
@@ -189,6 +221,27 @@ def _give_padding_token(model: Any, tokenizer: Any) -> None:
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached. Asked once and briefly: its own client tries for a minute each time."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=SECONDS_FOR_HUB)
+    except URLError as error:  # an answer that is an error is an answer, and so is a refused certificate
+        return isinstance(error, HTTPError) or isinstance(error.reason, SSLError)
+    except OSError:
+        return False
+    return True
+
+
+def _only_local(name: str) -> bool:
+    """Whether a name is looked for on this machine only: a folder, or a download where no hub answers."""
+    return Path(name).exists() or not _hub_answers()
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> UserError:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.feedback.sequences import Sequences
+from trimtab.policies.save import save
 from trimtab.policies.trunk import Trunk
 
 
@@ -40,8 +41,7 @@ class RewardModel:
 
     def save(self, folder: Path) -> None:
         """Writes safetensors, configuration and tokenizer for AutoModelForSequenceClassification."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save(self.model, self.tokenizer, folder)
 
     def autocasting(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.errors import check_bounds, check_positive
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.feedback.sequences import Ids
 from trimtab.policies.language import LanguagePolicy
 
@@ -115,6 +115,9 @@ def _read(policy: LanguagePolicy, tokens: Tensor, mask: Tensor, cache: Any) -> t
             use_cache=True,
             logits_to_keep=1,
         )
+    if getattr(out, "past_key_values", None) is None:
+        name = type(policy.trunk.hf).__name__
+        raise UserError(f"{name} has no key-value cache; responses are generated only by models with one")
     return out.logits[:, -1].float(), out.past_key_values
 
 

@@ -7,11 +7,22 @@ import torch
 
 from trimtab.feedback.batches import Example, Table
 from trimtab.feedback.sequences import Sequences
-from trimtab.methods import find
+from trimtab.methods.dpo import DPO
 from trimtab.policies.language import LanguagePolicy
 from trimtab.train import RunConfig, train
 from trimtab.truth.optima import tilted
-from trimtab.truth.world import PROMPTS, RESPONSES, ROWS, VOCABULARY, Array, World, distribution, total_variation
+from trimtab.truth.world import (
+    PROMPTS,
+    RESPONSES,
+    ROWS,
+    VOCABULARY,
+    Array,
+    World,
+    distribution,
+    total_variation,
+)
+
+BOUND = 0.05  # what the chance in the pairs and few steps leave
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class EndToEnd:
     after: float
 
 
-def end_to_end(world: World, *, beta: float, pairs: int, steps: int) -> EndToEnd:
+def end_to_end(world: World, *, beta: float = 1.0, pairs: int = 100_000, steps: int = 200) -> EndToEnd:
     """Trains a tiny Llama with DPO on pairs that it wrote itself and the world's rewards judged.
 
     The reference is the Llama as it was drawn: its distribution is enumerated, like everything here.
@@ -33,8 +44,8 @@ def end_to_end(world: World, *, beta: float, pairs: int, steps: int) -> EndToEnd
     reference = distribution(policy)
     table = _sampled_pairs(policy, reference, world, pairs)
     optimum = tilted(reference, world.reward / beta)
-    run = RunConfig(steps=steps, batch_size=512, learning_rate=1e-2, warmup=0.05)
-    for _ in train(find("dpo")(beta=beta), policy, table, run):
+    run = RunConfig(steps=steps, batch_size=512, learning_rate=5e-3, warmup=0.05)
+    for _ in train(DPO(beta=beta), policy, table, run):
         pass
     return EndToEnd(
         parameters=sum(p.numel() for p in policy.parameters()),

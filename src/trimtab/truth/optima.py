@@ -9,9 +9,24 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import brentq, minimize
 
-from trimtab.truth.world import LENGTHS, RESPONSES, Array, World
+from trimtab.truth.world import LENGTHS, PROMPTS, RESPONSES, Array, World
 
 Loss = Callable[[Array], float]  # of a distribution [Y]
+
+
+def sft(world: World) -> Array:
+    """The maximum of likelihood: the distribution of the demonstrations."""
+    return world.demonstrated
+
+
+def reward_model(world: World) -> Array:
+    """The maximum of the Bradley-Terry likelihood: the rewards, up to a constant for each prompt."""
+    return world.reward
+
+
+def reward_ranking(world: World) -> Array:
+    """The maximum of the Plackett-Luce likelihood: the rewards, up to a constant for each prompt."""
+    return world.reward
 
 
 def tilted(reference: Array, exponent: Array) -> Array:
@@ -25,26 +40,20 @@ def dpo(world: World, beta: float) -> Array:
     return tilted(world.reference, world.reward / beta)
 
 
-def ipo(world: World, beta: float) -> Array:
+def ipo(world: World, beta: float, per_token: bool = False) -> Array:
     """reference * exp(E_y'[p(y > y')] / tau), y' from the reference (Azar et al. 2023, eq. 7).
 
     Setting the derivative of E[(h(y) - h(y') - 1 / (2 tau))^2] to zero gives
-    h(y) = E_y'[p(y > y')] / tau + constant, so that eq. 17 ends there exactly.
+    h(y) = E_y'[p(y > y')] / tau + c, so that eq. 17 ends there exactly. With means per token,
+    h = log-ratio / length, c is no longer cancelled by normalising: it is a price on length.
     """
-    return tilted(world.reference, _wins(world) / beta)
+    wins = (world.preference * world.reference[:, None, :]).sum(-1)  # [P, Y] against the reference
+    length = LENGTHS if per_token else np.ones_like(LENGTHS)
 
+    def at(c: float, prompt: int) -> Array:
+        return np.asarray(world.reference[prompt] * np.exp(length * (wins[prompt] / beta + c)))
 
-def ipo_per_token(world: World, beta: float) -> Array:
-    """The same with h = log-ratio / length; the constant is now a price on length, set by sum pi = 1."""
-
-    def at(constant: float, prompt: int) -> Array:
-        exponent = LENGTHS * (_wins(world)[prompt] / beta + constant)
-        return np.asarray(world.reference[prompt] * np.exp(exponent))
-
-    def solve(prompt: int) -> Array:
-        return at(brentq(lambda c: at(c, prompt).sum() - 1, -20 / beta, 20 / beta, xtol=1e-14), prompt)
-
-    return np.array([solve(prompt) for prompt in range(len(world.reference))])
+    return np.array([_normalised(at, prompt, -1 / beta, 0.0) for prompt in range(PROMPTS)])
 
 
 def score_weighted(world: World, score_weight: float) -> Array:
@@ -54,22 +63,21 @@ def score_weighted(world: World, score_weight: float) -> Array:
     return np.asarray(weight / weight.sum(-1, keepdims=True))
 
 
-def kto(world: World, desirable_weight: float, undesirable_weight: float) -> Array:
+def kto(world: World, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Array:
     """KTO at beta = 1, where sigmoid(log(pi / q) - z0) = pi / (pi + q exp(z0)).
 
     The loss is a constant minus sum_y q s pi / (pi + q), with s = w_D P(up) - w_U P(down) and z0 = 0:
     responses with s <= 0 lose all probability, so the mean log-ratio of mismatched pairs falls below
     zero, where it is clamped. Lagrange: pi = q max(0, sqrt(s / m) - 1), m set by sum pi = 1.
     """
+    if beta != 1:
+        raise ValueError("the optimum of KTO is known here for beta = 1")
     s = np.maximum(0, desirable_weight * world.approval - undesirable_weight * (1 - world.approval))
 
     def at(m: float, prompt: int) -> Array:
         return np.asarray(world.reference[prompt] * np.maximum(0, np.sqrt(s[prompt] / m) - 1))
 
-    def solve(prompt: int) -> Array:
-        return at(brentq(lambda m: at(m, prompt).sum() - 1, 1e-9, 1.0, xtol=1e-15), prompt)
-
-    return np.array([solve(prompt) for prompt in range(len(world.reference))])
+    return np.array([_normalised(at, prompt, 1e-9, 1.0) for prompt in range(PROMPTS)])
 
 
 def dpo_kl(world: World, beta: float, kl_weight: float) -> Array:
@@ -120,9 +128,9 @@ def prefix_kl(pi: Array, q: Array) -> float:
     return float((ref_mass[_PARENT] * step * np.log(step / ref_step)).sum())
 
 
-def _wins(world: World) -> Array:
-    """[P, Y] probability of being preferred to a response of the reference."""
-    return np.asarray((world.preference * world.reference[:, None, :]).sum(-1))
+def _normalised(at: Callable[[float, int], Array], prompt: int, low: float, high: float) -> Array:
+    """at(x) for the x between low and high where it sums to 1."""
+    return at(brentq(lambda x: at(x, prompt).sum() - 1, low, high, xtol=1e-15), prompt)
 
 
 def _pair_weights(world: World) -> Array:
@@ -139,7 +147,8 @@ def _minimise(world: World, loss: Callable[[int], Loss]) -> Array:
         def of_logits(z: Array, at: Loss = at) -> float:
             return at(_softmax(z))
 
-        result = minimize(of_logits, np.log(q), method="L-BFGS-B", options={"maxfun": 10**6, "maxiter": 2000})
+        options = {"maxfun": 10**6, "maxiter": 2000, "ftol": 1e-14, "gtol": 1e-9}
+        result = minimize(of_logits, np.log(q), method="L-BFGS-B", options=options)
         found.append(_softmax(result.x))
     return np.array(found)
 

@@ -1,5 +1,6 @@
 """All feedback that the small world can give, as one batch, with the probability of each piece."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -18,7 +19,7 @@ COUNT = len(RESPONSES)
 
 @dataclass(frozen=True)
 class Population:
-    """A batch and the weight [units] of each of its losses; weights sum to 1 (`sft`: for each token)."""
+    """A batch and the weight [units] of each of its losses: how likely this piece of feedback is."""
 
     batch: Batch
     weights: Tensor
@@ -51,22 +52,22 @@ def scored(world: World) -> Population:
     baseline = (world.reference * world.reward).sum(-1)
     pieces = [
         (Example(rows=(row,), score=score, baseline=baseline[row // COUNT]), weight / PROMPTS)
-        for row, (score, weight) in enumerate(
-            zip(world.reward.ravel(), world.reference.ravel(), strict=True)
-        )
+        for row, (score, weight) in enumerate(zip(world.reward.ravel(), world.reference.ravel(), strict=True))
     ]
     return _population(world, "score", pieces)
 
 
-def demonstrations(world: World, shown: Array) -> Population:
-    """Responses from the distribution `shown` [P, Y]; each token counts for its response."""
-    pieces = [(Example(rows=(row,)), weight / PROMPTS) for row, weight in enumerate(shown.ravel())]
+def demonstrations(world: World) -> Population:
+    """Responses from the demonstrated distribution; each token counts for its response."""
+    pieces = [
+        (Example(rows=(row,)), weight / PROMPTS) for row, weight in enumerate(world.demonstrated.ravel())
+    ]
     population = _population(world, "demonstration", pieces)
     lengths = torch.tensor(np.tile(LENGTHS, PROMPTS))
     return replace(population, weights=population.weights.repeat_interleave(lengths))
 
 
-def rankings(world: World, size: int) -> Population:
+def rankings(world: World, size: int = 4) -> Population:
     """Every `size` neighbouring responses, ranked in each order with its Plackett-Luce probability."""
     pieces = []
     for prompt, start in np.ndindex(PROMPTS, COUNT):
@@ -80,6 +81,15 @@ def rankings(world: World, size: int) -> Population:
     return _population(world, "ranking", pieces)
 
 
+POPULATIONS: dict[Kind, Callable[[World], Population]] = {
+    "demonstration": demonstrations,
+    "pair": pairs,
+    "thumbs": thumbs,
+    "score": scored,
+    "ranking": rankings,
+}
+
+
 def _flat_pairs(weights: Array) -> list[tuple[tuple[int, int], float]]:
     """[P, Y, Y] weights as ((row, row), weight)."""
     return [
@@ -88,18 +98,17 @@ def _flat_pairs(weights: Array) -> list[tuple[tuple[int, int], float]]:
     ]
 
 
-def _population(world: World, kind: Kind, pieces: list[tuple[Example, float]]) -> Population:
+def _population(world: World, kind: Kind, pieces: Sequence[tuple[Example, float]]) -> Population:
     table = Table(kind=kind, rows=list(ROWS), examples=[example for example, _ in pieces])
     if kind == "thumbs":
         add_mismatched(table, seed=0)
-    attach(world, table)
+    _attach_reference(world, table)
     weights = torch.tensor([float(weight) for _, weight in pieces], dtype=torch.float64)
     return Population(table.batch(range(len(table))), weights)
 
 
 @torch.no_grad()
-def attach(world: World, table: Table) -> None:
-    """Fills in the world's reference log-probs of all rows."""
+def _attach_reference(world: World, table: Table) -> None:
     sequences = Sequences.pack(table.rows)
     logprobs = TabularPolicy(world).logprobs(sequences)
     table.ref_logprobs = list(logprobs[sequences.mask].split(sequences.response_lengths.tolist()))

@@ -40,10 +40,8 @@ class World:
     @cached_property
     def reference(self) -> Array:
         """[P, Y] the reference's probability of each response."""
-        return np.array([
-            [np.prod([step[code(y[:t]), y[t]] for t in range(len(y))]) for y in RESPONSES]
-            for step in self.conditionals
-        ])
+        steps = [[(code(y[:t]), y[t]) for t in range(len(y))] for y in RESPONSES]
+        return np.array([[np.prod([p[s] for s in places]) for places in steps] for p in self.conditionals])
 
     @property
     def preference(self) -> Array:
@@ -54,6 +52,12 @@ class World:
     def approval(self) -> Array:
         """[P, Y] probability of a thumb up: sigmoid(reward)."""
         return 1 / (1 + np.exp(-self.reward))
+
+    @property
+    def demonstrated(self) -> Array:
+        """[P, Y] the distribution of the demonstrations: the reference, tilted towards reward."""
+        weight = self.reference * np.exp(self.reward)
+        return np.asarray(weight / weight.sum(-1, keepdims=True))
 
 
 def _enumerate() -> list[tuple[int, ...]]:
@@ -76,7 +80,9 @@ def code(tokens: Sequence[int]) -> int:
 
 
 RESPONSES = _enumerate()
-ROWS: list[tuple[Ids, Ids]] = [((prompt + 1,), y) for prompt in range(PROMPTS) for y in RESPONSES]
+# A prompt is one letter; the end token in front of it lets a transformer without absolute positions tell
+# the prompt "a" from the prompt "a" followed by "a", whose attention would average the same value.
+ROWS: list[tuple[Ids, Ids]] = [((END, prompt + 1), y) for prompt in range(PROMPTS) for y in RESPONSES]
 LENGTHS = np.array([len(y) for y in RESPONSES])
 _INDEX = torch.zeros(VOCABULARY**LONGEST, dtype=torch.long)  # of a response, by its code padded with END
 for _index, _y in enumerate(RESPONSES):
@@ -97,11 +103,10 @@ class TabularPolicy:
     def logprobs(self, sequences: Sequences) -> Tensor:
         """Log-probs of the response tokens: [S, R] float64, zero beyond a response's end."""
         tokens = sequences.unpack(sequences.targets)
-        prompt = sequences.tokens[sequences.starts] - 1
         prefix = torch.zeros_like(tokens)
         for place in range(1, tokens.shape[1]):
             prefix[:, place] = prefix[:, place - 1] * VOCABULARY + tokens[:, place - 1]
-        logprobs = self.logits.log_softmax(-1)[prompt[:, None], prefix, tokens]
+        logprobs = self.logits.log_softmax(-1)[_prompts(sequences)[:, None], prefix, tokens]
         return logprobs.masked_fill(~sequences.mask, 0.0)
 
 
@@ -121,14 +126,19 @@ class TabularScorer:
         tokens = sequences.unpack(sequences.targets)
         padded = torch.nn.functional.pad(tokens, (0, LONGEST - tokens.shape[1]), value=END)
         digits = VOCABULARY ** torch.arange(LONGEST - 1, -1, -1)
-        return self.table[sequences.tokens[sequences.starts] - 1, _INDEX[(padded * digits).sum(-1)]]
+        return self.table[_prompts(sequences), _INDEX[(padded * digits).sum(-1)]]
+
+
+def _prompts(sequences: Sequences) -> Tensor:
+    """[S] which prompt each sequence has."""
+    return sequences.tokens[sequences.starts + 1] - 1
 
 
 @torch.no_grad()
 def distribution(policy: Any) -> Array:
     """[P, Y] the policy's probability of each response."""
     logprobs = policy.logprobs(Sequences.pack(ROWS)).sum(-1)
-    return logprobs.double().exp().view(PROMPTS, -1).numpy()  # type: ignore[no-any-return]
+    return logprobs.double().exp().view(PROMPTS, -1).numpy()
 
 
 def total_variation(a: Array, b: Array) -> float:

@@ -85,7 +85,8 @@ def export(
     )
     tokenizer.save_pretrained(out)
     measured = {dtype: _save(model, tokenizer, dtype, out) for dtype in (torch.bfloat16, torch.float16)}
-    best = min(measured, key=lambda dtype: measured[dtype])
+    exact, _ = perplexities(model, tokenizer)
+    best = min(measured, key=lambda dtype: abs(measured[dtype][0] - exact))
     _save(model, tokenizer, best, out)
     stored = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     card = _card(stored, tokenizer, measured[best], str(best).removeprefix("torch."), facts)
@@ -97,7 +98,7 @@ def _save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, out: Path
 ) -> tuple[float, float]:
     """Saves a copy in `dtype` and measures what was saved."""
-    copy.deepcopy(model).to(dtype).save_pretrained(out)
+    copy.deepcopy(model).to(dtype=dtype).save_pretrained(out)  # type: ignore[call-arg]
     return perplexities(LlamaForCausalLM.from_pretrained(out, dtype=torch.float32), tokenizer)
 
 

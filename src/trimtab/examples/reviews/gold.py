@@ -15,6 +15,7 @@ from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.examples.reviews.data import split_sentences
+from trimtab.feedback.records import Prompt
 
 
 class Gold:
@@ -38,13 +39,13 @@ class Gold:
         classifier.fit([s.text for s in train], [s.positive for s in train])
         return cls(classifier)
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The probability, in [0, 1], that a human would call each prompt + response positive."""
         if len(prompts) != len(responses):
             raise UserError(f"{len(prompts)} prompts came with {len(responses)} responses; give one for each")
         if not prompts:
             return []
-        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        texts = [_text(prompt) + response for prompt, response in zip(prompts, responses, strict=True)]
         return [float(positive) for _, positive in self.classifier.predict_proba(texts)]
 
     def accuracy(self) -> tuple[int, int]:
@@ -53,6 +54,14 @@ class Gold:
         calls = self([""] * len(held_out), [sentence.text for sentence in held_out])
         right = sum((call > 0.5) == s.positive for call, s in zip(calls, held_out, strict=True))
         return right, len(held_out)
+
+
+def _text(prompt: Prompt) -> str:
+    if not isinstance(prompt, str):
+        raise UserError(
+            "the reviews' gold scorer reads sentences, not conversations; pass prompts as plain text"
+        )
+    return prompt
 
 
 @cache

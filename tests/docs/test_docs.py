@@ -1,0 +1,290 @@
+"""What the documentation says must be so: links, commands, files, rows, parameters, tables."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import tyro
+import yaml
+
+from trimtab.cli.main import main
+from trimtab.cli.methods import markdown
+from trimtab.compare.config import (
+    Budget,
+    CollectStage,
+    CompareConfig,
+    Evaluation,
+    RewardModelStage,
+    SFTStage,
+)
+from trimtab.config import build
+from trimtab.feedback.conversions import ViewOptions
+from trimtab.feedback.records import KINDS, Record
+from trimtab.feedback.shapes import SHAPES, recognise
+from trimtab.feedback.views import VIEWS, convert
+from trimtab.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+LANGUAGES = {"en": DOCS, "zh": DOCS / "zh"}
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted(DOCS.rglob("*.md"))]
+OURS = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("trimtab.methods.")}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+each_language = pytest.mark.parametrize("docs", LANGUAGES.values(), ids=LANGUAGES)
+each_method = pytest.mark.parametrize("name", OURS)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced code blocks of a page in these languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+    return [text for language, text in found if language in languages]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+
+
+def rows(page: Path) -> Iterator[list[str]]:
+    """The cells of every line of every table."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8")))
+    for link in links:
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: no such file"
+        if anchor:
+            assert anchor in anchors(target), f"{link}: no such heading; there are {anchors(target)}"
+
+
+class ParsedError(Exception):
+    """The options of a command were read; the command itself must not run."""
+
+
+@pytest.fixture
+def hinge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The method that docs/adding-a-method.md writes, registered for one test."""
+    path = tmp_path / "hinge_of_the_docs.py"
+    path.write_text(blocks(DOCS / "adding-a-method.md", "python")[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    yield METHODS["hinge"]
+    del METHODS["hinge"]
+
+
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` stops where a command's options are known to be right."""
+    cli = tyro.cli
+
+    def parse(*args: Any, **kwargs: Any) -> None:
+        cli(*args, **kwargs)
+        raise ParsedError
+
+    monkeypatch.setattr(tyro, "cli", parse)
+    monkeypatch.setattr("trimtab.terminal.set_up_logging", lambda: None)  # other tests listen to the log
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "sh", "bash", "")).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines]
+
+
+def status(command: str) -> int:
+    """The exit status of a command whose options are read and which is then not run."""
+    try:
+        return main(shlex.split(command, comments=True)[1:])
+    except ParsedError:
+        return 0
+    except SystemExit as error:  # --help ends like this
+        return int(error.code or 0)
+
+
+@every_page
+@pytest.mark.usefixtures("hinge", "parse_only")
+def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in commands(page):
+        if command.startswith("trimtab "):
+            assert status(command) == 0, f"{command}: {capsys.readouterr()}"
+
+
+@pytest.mark.usefixtures("parse_only")
+def test_a_wrong_command_is_found() -> None:
+    options = "--model m --data d --out o"
+    assert status(f"trimtab train dpo {options} --beta 1") == 0
+    assert status(f"trimtab train dpo {options} --betta 1") == 2
+    assert status(f"trimtab train dbo {options}") == 2
+    assert status(f"trimtab tran dpo {options}") == 2
+
+
+@every_page
+def test_make_targets_exist(page: Path) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for command in commands(page):
+        if command.startswith("make "):
+            assert command.split()[1] in targets
+
+
+@every_page
+@pytest.mark.usefixtures("hinge")
+def test_comparisons_build(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        config = build(CompareConfig, yaml.safe_load(text), page.name)
+        assert config.methods
+
+
+def keys(docs: Path) -> dict[str, str]:
+    """The keys that docs/compare.md explains, with their defaults."""
+    listed = [cells for cells in rows(docs / "compare.md") if len(cells) == 3 and cells[0].startswith("`")]
+    return {cells[0].strip("`"): cells[1] for cells in listed}
+
+
+@each_language
+def test_every_key_of_a_comparison_is_explained(docs: Path) -> None:
+    nested = {"sft": SFTStage, "collect": CollectStage, "reward_model": RewardModelStage}
+    nested |= {"budget": Budget, "evaluation": Evaluation}
+    expected = {field.name for field in dataclasses.fields(CompareConfig)} - set(nested)
+    expected |= {f"{name}.{field.name}" for name, cls in nested.items() for field in dataclasses.fields(cls)}
+    assert set(keys(docs)) == expected
+
+
+@each_language
+def test_defaults_of_a_comparison(docs: Path) -> None:
+    minimal = {"model": "m", "data": "d", "methods": {"dpo": {}}, "sft": {"data": "d"}}
+    minimal |= {"collect": {"reward": "reviews"}, "reward_model": {}}
+    config = dataclasses.asdict(build(CompareConfig, minimal, "test"))
+    for key, default in keys(docs).items():
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        if default not in ("required", "必填", "{}"):
+            assert value == yaml.safe_load(default), key
+
+
+@each_language
+def test_every_shape_has_its_sample_row(docs: Path) -> None:
+    found = {}
+    for name, kind, sample in (cells for cells in rows(docs / "data.md") if len(cells) == 3):
+        if not sample.startswith("`{"):
+            continue
+        row = json.loads(sample.strip("`"))
+        shape = recognise(row)
+        assert shape.name == name.strip("`")
+        assert {record.kind for record in shape.records(row)} == {kind}
+        found[shape.name] = kind
+    assert list(found.items()) == [(shape.name, shape.kind) for shape in SHAPES]  # in the order of choice
+
+
+@each_language
+def test_every_conversion_is_listed(docs: Path) -> None:
+    listed = {(c[0], c[1]): c[2] for c in rows(docs / "data.md") if c[0] in KINDS and c[1] in KINDS}
+    sound = {key: view.assumes for key, view in VIEWS.items() if key[0] != key[1] and key[1] != "prompt"}
+    assert set(listed) == set(sound)
+    if docs == DOCS:
+        assert listed == sound
+
+
+@each_language
+def test_options_of_views(docs: Path) -> None:
+    options = [cells for cells in rows(docs / "data.md") if cells[0].startswith("`--")]
+    listed = {cells[0].strip("`-").replace("-", "_"): cells[1] for cells in options}
+    defaults = {field.name: field.default for field in dataclasses.fields(ViewOptions)}
+    assert set(listed) == set(defaults)
+    for name, default in defaults.items():
+        assert default == (None if listed[name] in ("none", "无") else yaml.safe_load(listed[name])), name
+
+
+@each_language
+@each_method
+def test_a_method_page_names_its_code(docs: Path, name: str) -> None:
+    text = (docs / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {name}")
+    source = f"src/{OURS[name].__module__.replace('.', '/')}.py"
+    assert source in text and (ROOT / source).exists()
+    objectives = re.findall(r"\[(src/trimtab/objectives/\w+\.py)\]", text)
+    assert objectives
+    for path in objectives:
+        functions = re.findall(r"^def (\w+)", (ROOT / path).read_text(encoding="utf-8"), re.M)
+        assert any(f"`{function}`" in text for function in functions), path
+
+
+@each_language
+@each_method
+def test_a_method_page_lists_parameters_with_defaults(docs: Path, name: str) -> None:
+    method = OURS[name]
+    listed = {c[0].strip("`"): c[1] for c in rows(docs / "methods" / f"{name}.md") if c[0].startswith("`")}
+    assert float(listed.pop("learning_rate")) == method.learning_rate
+    assert listed == {field.name: str(field.default) for field in dataclasses.fields(method)}
+
+
+@each_language
+@each_method
+def test_a_method_takes_the_rows_of_its_page(docs: Path, name: str) -> None:
+    for text in blocks(docs / "methods" / f"{name}.md", "json"):
+        records: list[Record] = []
+        for line in text.splitlines():
+            row = json.loads(line)
+            records += recognise(row).records(row)
+        assert {record.kind for record in convert(records, OURS[name].data)} == {OURS[name].data}
+        assert {record.kind for record in records} == {OURS[name].data}
+
+
+@each_language
+def test_no_page_is_left_over(docs: Path) -> None:
+    assert {page.stem for page in (docs / "methods").glob("*.md")} == set(OURS)
+
+
+def test_the_readme_has_the_table_of_methods() -> None:
+    assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_chinese_readme_has_every_method() -> None:
+    names = [cells[0].split("]")[0].strip("[") for cells in rows(ROOT / "README.zh.md") if cells[0][0] == "["]
+    assert names == [line.split(" | ")[0].strip("| ") for line in markdown().splitlines()[2:]]
+
+
+def test_both_languages_have_the_same_pages() -> None:
+    english = {p.relative_to(DOCS) for p in DOCS.rglob("*.md") if not p.is_relative_to(DOCS / "zh")}
+    chinese = {p.relative_to(DOCS / "zh") for p in (DOCS / "zh").rglob("*.md")}
+    assert {path.as_posix() for path in english - chinese} <= {"design.md", "truth.md", "benchmarks.md"}
+    assert chinese <= english
+
+
+@each_language
+def test_both_languages_show_the_same_code(docs: Path) -> None:
+    english, page = DOCS / "adding-a-method.md", docs / "adding-a-method.md"
+    assert blocks(page, "python") == blocks(english, "python")
+
+
+def test_the_method_of_the_docs_passes_its_own_test(hinge: Any) -> None:
+    tests: dict[str, Any] = {}
+    exec(blocks(DOCS / "adding-a-method.md", "python")[1], tests)
+    names = [name for name in tests if name.startswith("test_")]
+    assert len(names) == 2
+    for name in names:
+        tests[name]()

@@ -1,0 +1,110 @@
+"""Packed sequences and typed batches: where each token and each judgement ends up."""
+
+import pytest
+import torch
+
+from trimtab.feedback.batches import Example, Pairs, Rankings, Scored, Table, Thumbs
+from trimtab.feedback.records import Kind
+from trimtab.feedback.sequences import Sequences
+
+ROWS = [((7, 8), (1, 2, 3)), ((9,), (4,)), ((7,), (5, 6))]
+
+
+def table(kind: Kind, *examples: Example, reference: bool = False) -> Table:
+    logprobs = [-torch.tensor(response, dtype=torch.float32) for _, response in ROWS]
+    return Table(
+        kind=kind, rows=list(ROWS), examples=list(examples), ref_logprobs=logprobs if reference else None
+    )
+
+
+def responses(sequences: Sequences) -> list[list[int]]:
+    return [
+        row[mask].tolist()
+        for row, mask in zip(sequences.unpack(sequences.targets), sequences.mask, strict=True)
+    ]
+
+
+def test_sequences_know_their_places() -> None:
+    s = Sequences.pack(ROWS)
+    assert s.tokens.tolist() == [7, 8, 1, 2, 3, 9, 4, 7, 5, 6]
+    assert s.lengths.tolist() == [5, 2, 3]
+    assert s.starts.tolist() == [0, 5, 7]
+    assert s.owner.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert s.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]
+    assert s.response_index.tolist() == [2, 3, 4, 6, 8, 9]
+    assert s.predicting_index.tolist() == [1, 2, 3, 5, 7, 8]
+    assert s.targets.tolist() == [1, 2, 3, 4, 5, 6]
+    assert s.last_index.tolist() == [4, 6, 9]
+    assert s.mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+    assert s.unpack(torch.arange(6.0)).tolist() == [[0, 1, 2], [3, 0, 0], [4, 5, 0]]
+    tokens, mask = s.padded(pad=-1)
+    assert tokens.tolist() == [[7, 8, 1, 2, 3], [9, 4, -1, -1, -1], [7, 5, 6, -1, -1]]
+    assert mask.sum(-1).tolist() == [5, 2, 3]
+
+
+def test_masks_come_from_lengths_not_from_ids() -> None:
+    """A response may hold the padding's id, at its end or within."""
+    s = Sequences.pack([((0, 0), (0, 5, 0)), ((0,), (0,))])
+    assert s.mask.tolist() == [[True] * 3, [True, False, False]]
+    assert s.targets.tolist() == [0, 5, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [[], [((), (1,))], [((1,), ())]])
+def test_empty_prompts_and_responses_are_refused(rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Sequences.pack(rows)
+
+
+def test_pairs_hold_the_chosen_first() -> None:
+    data = table("pair", Example(rows=(0, 1), margin=0.5), Example(rows=(2, 0)), reference=True)
+    batch = data.batch([1, 0])
+    assert isinstance(batch, Pairs)
+    assert responses(batch.sequences) == [[5, 6], [1, 2, 3], [1, 2, 3], [4]]
+    assert batch.margin.tolist() == [0.0, 0.5]
+    chosen, rejected = batch.split(torch.arange(4))
+    assert (chosen.tolist(), rejected.tolist()) == ([0, 1], [2, 3])
+    assert batch.size == 2
+    expected = [[-5, -6, 0], [-1, -2, -3], [-1, -2, -3], [-4, 0, 0]]
+    assert batch.ref_logprobs is not None and batch.ref_logprobs.tolist() == expected
+    assert batch.log_ratios(torch.zeros(4, 3))[0].tolist() == [5, 6, 0]
+
+
+def test_thumbs_carry_their_mismatched_rows() -> None:
+    data = table(
+        "thumbs",
+        Example(rows=(0,), desirable=True, mismatched=2),
+        Example(rows=(1,), mismatched=0),
+        reference=True,
+    )
+    batch = data.batch([0, 1])
+    assert isinstance(batch, Thumbs) and batch.mismatched is not None
+    assert batch.desirable.tolist() == [True, False]
+    assert responses(batch.sequences) == [[1, 2, 3], [4]]
+    assert responses(batch.mismatched) == [[5, 6], [1, 2, 3]]
+    assert batch.mismatched_ref_logprobs is not None
+    assert batch.mismatched_ref_logprobs.tolist() == [[-5, -6, 0], [-1, -2, -3]]
+
+
+def test_rankings_of_unequal_length() -> None:
+    batch = table(
+        "ranking", Example(rows=(0, 1, 2), ranks=(1, 0, 2)), Example(rows=(2, 1), ranks=(0, 1))
+    ).batch([1, 0])
+    assert isinstance(batch, Rankings)
+    assert batch.ranks.tolist() == [[0, 1, 0], [1, 0, 2]]
+    assert batch.present.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.rows(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert batch.size == 2
+
+
+def test_scores() -> None:
+    batch = table("score", Example(rows=(1,), score=2.0, baseline=0.5), Example(rows=(0,), score=-1.0)).batch(
+        [0, 1]
+    )
+    assert isinstance(batch, Scored)
+    assert (batch.score.tolist(), batch.baseline.tolist()) == ([2.0, -1.0], [0.5, 0.0])
+
+
+def test_log_ratios_without_a_reference_are_refused() -> None:
+    batch = table("demonstration", Example(rows=(0,))).batch([0])
+    with pytest.raises(ValueError, match="no reference"):
+        batch.log_ratios(torch.zeros(1, 3))

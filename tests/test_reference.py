@@ -1,0 +1,77 @@
+"""Reference log-probs: equal to the model's own, cached by model, precision and tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.models import alone, letter_tokenizer
+from trimtab.feedback.batches import Table
+from trimtab.feedback.readers import read
+from trimtab.feedback.tokenise import tokenise
+from trimtab.policies.language import LanguagePolicy
+from trimtab.policies.load import ModelConfig, load_language_policy
+from trimtab.reference import attach_reference, cache_folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    file = tiny.write_jsonl(tmp_path / "pairs.jsonl", tiny.pairs())
+    return tokenise(read(file), letter_tokenizer(), max_length=64)
+
+
+def load(seed: int = 0, **options: object) -> LanguagePolicy:
+    config = ModelConfig(tiny.model_folder(seed), precision="fp32")
+    return load_language_policy(ModelConfig(**{**vars(config), **options}))
+
+
+def cached() -> list[Path]:
+    return sorted((cache_folder() / "reference").glob("*"))
+
+
+def test_they_are_the_models_own(table: Table) -> None:
+    policy = load()
+    attach_reference(table, policy, batch_tokens=100)  # several batches, out of order
+    assert table.ref_logprobs is not None
+    for (prompt, response), logprobs in zip(table.rows, table.ref_logprobs, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logprobs, alone(policy.model, prompt, response), rtol=0, atol=1e-5)
+
+
+def test_a_second_time_they_come_from_the_disk(table: Table) -> None:
+    assert attach_reference(table, load(), batch_tokens=100) is False
+    first = table.ref_logprobs
+    table.ref_logprobs = None
+    seen: list[int] = []
+    assert attach_reference(table, load(), batch_tokens=9999, progress=lambda done, _: seen.append(done))
+    assert first is not None and table.ref_logprobs is not None and not seen
+    assert all(torch.equal(a, b) for a, b in zip(first, table.ref_logprobs, strict=True))
+    assert [file.suffix for file in cached()] == [".safetensors"]
+
+
+def test_other_weights_precision_or_tokens_are_computed_anew(table: Table) -> None:
+    attach_reference(table, load(), batch_tokens=100)
+    assert not attach_reference(table, load(seed=1), batch_tokens=100)
+    assert not attach_reference(table, load(precision="bf16"), batch_tokens=100)
+    nudged = load()
+    with torch.no_grad():
+        nudged.parameters()[3].view(-1)[5] += 1e-3
+    assert not attach_reference(table, nudged, batch_tokens=100)
+    table.rows[0] = (table.rows[0][0], [*table.rows[0][1][:-2], 5, 1])
+    assert not attach_reference(table, load(), batch_tokens=100)
+    assert len(cached()) == 5
+
+
+def test_an_adapter_is_off_whatever_it_learned(table: Table) -> None:
+    attach_reference(table, load(), batch_tokens=100)
+    whole = table.ref_logprobs
+    adapted = load(lora_rank=2)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(1.0)
+    attach_reference(table, adapted, batch_tokens=100)
+    assert whole is not None and table.ref_logprobs is not None
+    for a, b in zip(whole, table.ref_logprobs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert attach_reference(table, adapted, batch_tokens=100)
