@@ -1,6 +1,6 @@
 """Seconds of an SFT step with and without `trimtab.allocator`, turn by turn in one run.
 
-    python benchmarks/allocator.py
+python benchmarks/allocator.py
 """
 
 import subprocess

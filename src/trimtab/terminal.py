@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -77,12 +78,13 @@ def reporting() -> Iterator[Reporter]:
     if not console.is_terminal:
         yield Reporter(None)
         return
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal cuts the note, not the bar
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, expand=True) as bars:
         yield Reporter(bars)

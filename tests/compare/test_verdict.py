@@ -76,7 +76,8 @@ def test_over_optimisation_is_named(tmp_path: Path) -> None:
     add_run(tmp_path, "dpo", [{"gold": score, "proxy": 0.5} for score in shifted(0.2)], strength=0.1)
     add_run(tmp_path, "ppo", [{"gold": score, "proxy": 2.0} for score in shifted(-0.2)], strength=0.1)
     assert verdict(load_comparison(tmp_path))[-1] == (
-        "Beware of over-optimisation: PPO (beta 0.1) gains proxy reward over the start while losing gold reward."
+        "Beware of over-optimisation: PPO (beta 0.1) gains proxy reward over the start while losing gold "
+        "reward."
     )
 
 

@@ -25,9 +25,9 @@ class Options:
     """The comparison as YAML, or reviews for the built-in example."""
     out: Path | None = None
     """Folder for results and report, runs/NAME of the file if not given. What is there goes on."""
-    seeds: list[int] | None = None
+    seeds: Annotated[list[int] | None, tyro.conf.arg(metavar="SEED [SEED ...]")] = None
     """Instead of the file's seeds."""
-    methods: list[str] | None = None
+    methods: Annotated[list[str] | None, tyro.conf.arg(metavar="METHOD [METHOD ...]")] = None
     """Only these of the file's methods."""
     steps: int | None = None
     """Optimiser steps of each run, instead of the file's budget."""

@@ -26,7 +26,7 @@ class Options:
     """A folder, a hub name, or reviews."""
     data: str
     """A file whose prompts are answered, or reviews (its held-out prompts)."""
-    reward: list[str] = field(default_factory=list)
+    reward: Annotated[list[str], tyro.conf.arg(metavar="REWARD [REWARD ...]")] = field(default_factory=list)
     """Rewards: a reward model's folder, file.py:function, or reviews (the built-in gold scorer)."""
     reference: str | None = None
     """The model that the KL is measured to."""

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"trimtab: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        errors.print("trimtab: interrupted")
+        again = "; the same command goes on where it stopped" if words[0] == "compare" else ""
+        errors.print(f"trimtab: interrupted{again}")
         return 130
 
 

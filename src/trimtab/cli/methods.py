@@ -31,13 +31,14 @@ def run(words: list[str]) -> int:
         find(words[0])
         raise UserError(f"trimtab methods takes no name; `trimtab train {words[0]} --help` shows that method")
     table = Table(show_lines=True, box=box.SIMPLE)
-    for heading in ("method", "stage", "data", "needs"):
+    for heading in ("method", "takes"):
         table.add_column(heading, no_wrap=True)
     table.add_column("when to use it, and where its equation stands")
     for method in in_order():
         name, stage, data, needs, online, source, when = cells(method)
-        text = Text(when).append(f"\n{source}", style="dim")
-        table.add_row(name, f"{stage}\n{online}", data, needs, text)
+        first = Text(name, style="bold").append(f"\n{stage}\n{online}", style="not bold dim")
+        second = Text(data).append(f"\nneeds {needs}", style="dim")
+        table.add_row(first, second, Text(when).append(f"\n{source}", style="dim"))
     console.print(table)
     return 0
 

@@ -48,15 +48,10 @@ class CollectStage:
 
 @dataclass(frozen=True)
 class RewardModelStage:
-    """Trains a reward model on the feedback; it becomes the reward `proxy`."""
+    """Trains a reward model on the feedback for each seed; the first becomes the reward `proxy`."""
 
     method: Literal["reward_model", "reward_ranking"] = "reward_model"
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """A model for each; the first scores, all are measured on held-out pairs."""
     run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        _check_seeds(self.seeds)
 
 
 @dataclass(frozen=True)

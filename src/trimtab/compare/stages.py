@@ -63,7 +63,7 @@ class Stages:
         self._once("fine-tuning", self._base)
         self._once("feedback", self._feedback)
         if self.config.reward_model is not None:
-            self._once("reward model", self._reward_model)
+            self._once("reward model", self.reward_model)
         return list(self._done().values())
 
     def _check(self) -> None:
@@ -159,22 +159,22 @@ class Stages:
             self.progress(name, len(texts), len(prompts))
         return texts
 
-    def _reward_model(self) -> dict[str, Any]:
+    def reward_model(self) -> dict[str, Any]:
         """One reward model for each seed; the first is kept. Measured on held-out pairs."""
-        stage = self.config.reward_model
+        stage, seeds = self.config.reward_model, self.config.seeds
         assert stage is not None
         records, held_out = read(str(self.out / FEEDBACK)), read(str(self.out / HELD_OUT))
         pairs = convert(held_out, "pair", self.config.views)
         right = []
-        for seed in stage.seeds:
+        for seed in seeds:
             model = load_reward_model(self.model_config(str(self.out / BASE)), seed=seed)
             run = replace(stage.run, seed=seed)
             self._train(f"reward model (seed {seed})", stage.method, model, records, run)
             right.append(_ranked_right(model, pairs))
-            if seed == stage.seeds[0]:
+            if seed == seeds[0]:
                 with atomic_folder(self.out / REWARD_MODEL) as folder:
                     model.save(folder)
-        return {"held_out_pair_accuracy": _accuracy(pairs, right), "seeds": len(stage.seeds)}
+        return {"held_out_pair_accuracy": _accuracy(pairs, right), "seeds": len(seeds)}
 
     def _train(
         self, name: str, method_name: str, model: Trainable, records: Sequence[Record], run: RunConfig
@@ -193,7 +193,7 @@ def rank(prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], reward: An
 
     Prompts with fewer than two distinct answers give none. Raises UserError if none is left.
     """
-    distinct = [list(dict.fromkeys(a for a in of_prompt if a)) for of_prompt in answers]
+    distinct = [list(dict.fromkeys(a for a in of_prompt if a.strip())) for of_prompt in answers]
     flat = [(p, a) for p, of_prompt in zip(prompts, distinct, strict=True) for a in of_prompt]
     scores = iter(reward([p for p, _ in flat], [a for _, a in flat]))
     records = []
