@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "trimtab"
 
 LAYERS = (
-    {"allocator", "errors", "objectives", "checkpoint", "terminal"},  # these import nothing of ours
+    {"allocator", "errors", "objectives", "checkpoint", "hub", "terminal"},  # these import nothing of ours
     {"config", "feedback"},
     {"examples"},
     {"policies"},

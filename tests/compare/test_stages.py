@@ -79,7 +79,6 @@ def test_all_stages_with_collected_feedback(folder: Path) -> None:
         collect=CollectStage(f"{folder}/r.py:joy", prompts=12, held_out_prompts=5, samples=3),
         reward_model=RewardModelStage("reward_ranking", RUN),
         seeds=[4, 9],
-        seeds=[4, 9],
     )
     stages, seen = run(folder, settings)
     out = folder / "out"

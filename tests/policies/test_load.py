@@ -12,7 +12,6 @@ from tests.models import causal_model, letter_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trimtab.errors import UserError
-from trimtab.policies import load
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model
 
@@ -68,10 +67,11 @@ def test_an_adapter_on_a_merged_model_is_saved_whole(tmp_path: Path, precision: 
     first = adapted(tiny.model_folder(), tmp_path / "first")
     first.save(tmp_path / "first")
     second = adapted(tmp_path / "first", tmp_path / "second", precision=precision)
-    expected = logits(second.model)
+    expected = logits(second.model.float())  # the bf16 base below the fp32 adapter, without rounding
     second.save(tmp_path / "second")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "second")
-    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-4 if precision == "fp32" else 0.2)
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-4)
+    assert (expected - logits(load_language_policy(config(tmp_path / "first")).model)).abs().max() > 0.1
     assert not (tmp_path / "second" / "adapter_config.json").exists()
 
 
@@ -146,17 +146,6 @@ def test_names_that_are_no_model(tmp_path: Path, name: str, message: str) -> Non
     with pytest.raises(UserError, match=message) as caught:
         load_language_policy(config(name.format(empty=tmp_path)))
     assert "\n" not in str(caught.value)
-
-
-def test_without_the_hub_one_attempt_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's own client would try again for a minute."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    load._hub_answers.cache_clear()
-    assert load._only_local("some-owner/some-model")
-    load._hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,11 @@ def test_names_that_are_no_reward(reward_file: Path, name: str, message: str) ->
         load_reward(name.format(file=reward_file, model=tiny.model_folder()))
 
 
-def test_what_the_users_function_raises_is_named_with_its_line(reward_file: Path) -> None:
-    reward = load_reward(f"{reward_file}:broken")
+def test_what_the_users_function_raises_is_named_with_its_line(
+    reward_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reward_file.parent)
+    reward = load_reward("mine.py:broken")
     with pytest.raises(UserError, match=r"mine\.py:5: the reward failed with ZeroDivisionError"):
         reward(["a"], ["b"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, nearest
+from trimtab.hub import hub_answers
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED = (".json.gz", ".jsonl.gz", ".csv.gz")
@@ -221,6 +222,8 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
     import datasets
 
     path, _, config = name.partition(":")
+    if not hub_answers():
+        datasets.config.HF_HUB_OFFLINE = True  # only what was downloaded before, at once
     try:
         loaded = datasets.load_dataset(path, config or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:

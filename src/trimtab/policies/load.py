@@ -3,21 +3,16 @@
 import json
 import math
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from ssl import SSLError
 from typing import Any, Literal
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
 
 from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.hub import hub_answers
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
-
-SECONDS_FOR_HUB = 5.0
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -157,7 +152,9 @@ def _load(auto_class: str, config: ModelConfig, **kwargs: Any) -> tuple[Any, set
         if scores and auto_class == "AutoModelForCausalLM":
             raise UserError(f"{config.model}: the adapter of a reward model; a language model is needed here")
         model, missing = _merged(model, config.model), missing - ({"score.weight"} if scores else set())
-    return model.to(device, dtype), missing
+        for parameter in model.parameters():  # not the buffers: rotary frequencies need all their digits
+            parameter.data = parameter.data.to(dtype)
+    return model.to(device), missing
 
 
 def _adapter_config(name: str) -> dict[str, Any] | None:
@@ -223,25 +220,9 @@ def _give_padding_token(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-@cache
-def _hub_answers() -> bool:
-    """Whether the hub can be reached. Asked once and briefly: its own client tries for a minute each time."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=SECONDS_FOR_HUB)
-    except URLError as error:  # an answer that is an error is an answer, and so is a refused certificate
-        return isinstance(error, HTTPError) or isinstance(error.reason, SSLError)
-    except OSError:
-        return False
-    return True
-
-
 def _only_local(name: str) -> bool:
     """Whether a name is looked for on this machine only: a folder, or a download where no hub answers."""
-    return Path(name).exists() or not _hub_answers()
+    return Path(name).exists() or not hub_answers()
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> UserError:

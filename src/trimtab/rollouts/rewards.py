@@ -110,6 +110,7 @@ def _blamed_on(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it is the user's code, and may raise anything
-        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        frames = extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path.resolve()]
         place = f"{path}:{lines[-1]}" if lines else str(path)
         raise UserError(f"{place}: the reward failed with {type(error).__name__}: {error}") from error

@@ -210,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     at = training.at
     facts = {
         "steps": at.step,
+        "sentence_steps": at.sentences,
         "millions": at.tokens / 1e6,
         "minutes": at.seconds / 60,
         "documents": len(documents),

@@ -31,8 +31,9 @@ takes seconds; it is not meant for anything else.
 | tokenizer | byte-level BPE, {vocabulary} entries, `<s>` in front, `</s>` at the end of a sentence |
 | held-out perplexity per token | {token_perplexity:.2f} |
 | held-out perplexity per word | {word_perplexity:.2f} |
+| training sentences' perplexity per token | {train_perplexity:.2f} |
 | held-out text | {held_out} sentences; no training sentence begins with the same three words |
-| training | {steps} steps, {millions:.1f} million tokens, {minutes:.0f} minutes |
+| training | {steps} steps ({sentence_steps} on sentences), {millions:.1f} million tokens, {minutes:.0f} minutes |
 
 A word is what stands between spaces; the end of the sentence counts as one. Perplexity is that of the stored
 {dtype} weights, computed in fp32.
@@ -49,7 +50,8 @@ All text is lower case, with spaces around punctuation. No sentiment label was u
 ```
 {command}
 ```
-The learning rate and the mixture of data follow the clock, so a faster machine gives a better model.
+The learning rate and the mixture of data follow the clock, so a faster machine reads more in these minutes,
+and two runs are alike but not equal.
 
 ## What it writes
 Temperature 1.0, not chosen.
@@ -63,9 +65,10 @@ From the opening (bold) of a held-out sentence:
 {prompted}
 
 ## Limits
-It knows the words and the manner of reviews of about the year 2000, and little else: sentences often lose
-their thread, names and titles are mixed up or invented, and what it says of films and people is not true. It
-repeats the judgements and prejudices of its sources.
+How far the two perplexities per token are apart tells how well it remembers the sentences it was trained
+on. It knows the words and the manner of reviews of about the year 2000, and little else: sentences often
+lose their thread, names and titles are mixed up or invented, and what it says of films and people is not
+true. It repeats the judgements and prejudices of its sources.
 """
 
 
@@ -74,7 +77,7 @@ def export(
 ) -> tuple[float, float]:
     """Writes weights in the half precision that loses less, tokenizer and card; returns the perplexities.
 
-    facts: steps, millions (of tokens), minutes, documents, command.
+    facts: steps, sentence_steps, millions (of tokens), minutes, documents, command.
     """
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -121,6 +124,7 @@ def _card(
         vocabulary=len(tokenizer),
         token_perplexity=perplexity[0],
         word_perplexity=perplexity[1],
+        train_perplexity=perplexities(model, tokenizer, "train")[0],
         held_out=len(held_out),
         train=len(split_sentences("train")),
         free="\n".join(f"- {text}" for _, text in sample(model, tokenizer, [""] * SAMPLES)),

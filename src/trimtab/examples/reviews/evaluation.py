@@ -1,4 +1,4 @@
-"""How well the base model predicts the held-out sentences."""
+"""How well the base model predicts sentences."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab.examples.reviews import corpus
-from trimtab.examples.reviews.data import split_sentences
+from trimtab.examples.reviews.data import Split, split_sentences
 
 
 def loss_of(model: LlamaForCausalLM, batch: Tensor, reduction: str = "mean") -> Tensor:
@@ -24,9 +24,11 @@ def loss_of(model: LlamaForCausalLM, batch: Tensor, reduction: str = "mean") -> 
 
 
 @torch.no_grad()
-def perplexities(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
-    """Held-out sentences' perplexity per token and per word (split at spaces), `</s>` counted in both."""
-    texts = [sentence.text for sentence in split_sentences("held_out")]
+def perplexities(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split = "held_out"
+) -> tuple[float, float]:
+    """One half's perplexity per token and per word (split at spaces), `</s>` counted in both."""
+    texts = [sentence.text for sentence in split_sentences(split)]
     rows = corpus.encode(tokenizer, texts, end=True)
     batches = corpus.Sentences(rows).batches(epoch=0, tokens=4096)
     total = sum(float(loss_of(model, batch, reduction="sum")) for batch in batches)
