@@ -33,7 +33,8 @@ takes seconds; it is not meant for anything else.
 | held-out perplexity per word | {word_perplexity:.2f} |
 | training sentences' perplexity per token | {train_perplexity:.2f} |
 | held-out text | {held_out} sentences; no training sentence begins with the same three words |
-| training | {steps} steps ({sentence_steps} on sentences), {millions:.1f} million tokens, {minutes:.0f} minutes |
+| training | {millions:.1f} million tokens, {minutes:.0f} minutes |
+| steps | {steps}, {sentence_steps} of them on sentences |
 
 A word is what stands between spaces; the end of the sentence counts as one. Perplexity is that of the stored
 {dtype} weights, computed in fp32.
