@@ -11,7 +11,7 @@ help:
 	@echo "make demo        install, then compare all methods on the built-in example (about 6 minutes)"
 	@echo "make test        install, then the whole test suite with ruff and mypy"
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
-	@echo "make reviews     the built-in example over 3 seeds (about 20 minutes)"
+	@echo "make reviews     the built-in example over 3 seeds (about 20 minutes); writes its figures into docs/"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
@@ -38,10 +38,11 @@ truth: $(INSTALLED)
 	$(BIN)/python -m trimtab.truth --out docs/truth.md
 
 reviews: $(INSTALLED)
-	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2
+	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2 --steps 30 --prompts 400
+	$(BIN)/python benchmarks/document.py runs/reviews
 
 base-model: $(INSTALLED)
-	OMP_NUM_THREADS=2 $(BIN)/python -m trimtab.examples.reviews.base_model \
+	$(BIN)/python -m trimtab.examples.reviews.base_model \
 	  --documents data/reviews/documents.jsonl.gz --out src/trimtab/examples/reviews/model
 
 clean:

@@ -68,15 +68,6 @@ def test_a_head_that_is_not_known_is_refused() -> None:
         LanguagePolicy(model, letter_tokenizer())
 
 
-def test_token_distributions_are_normalised_and_hold_the_logprobs() -> None:
-    learner, sequences = policy("GPT2"), pack(ROWS)
-    with torch.no_grad():
-        whole, chosen = learner.token_distributions(sequences), learner.logprobs(sequences)
-    torch.testing.assert_close(whole.exp().sum(-1), torch.ones(len(whole)))
-    picked = whole.gather(-1, sequences.targets[:, None])[:, 0]
-    torch.testing.assert_close(picked, chosen[sequences.mask], rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
 def test_the_reference_is_the_policy_without_its_adapter(targets: Any) -> None:
     learner, base, sequences = with_adapter(target_modules=targets), policy(), pack(ROWS)

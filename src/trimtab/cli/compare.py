@@ -32,6 +32,8 @@ class Options:
     """Only these of the file's methods."""
     steps: int | None = None
     """Optimiser steps of each run, instead of the file's budget."""
+    prompts: int | None = None
+    """Held-out prompts of the evaluation, instead of the file's."""
     jobs: int | None = None
     """Runs at a time."""
 
@@ -67,6 +69,8 @@ def _overridden(config: CompareConfig, options: Options) -> CompareConfig:
         changes["jobs"] = options.jobs
     if options.steps is not None:
         changes["budget"] = dataclasses.replace(config.budget, steps=options.steps)
+    if options.prompts is not None:
+        changes["evaluation"] = dataclasses.replace(config.evaluation, prompts=options.prompts)
     if options.methods:
         changes["methods"] = {name: config.methods.get(name, {}) for name in options.methods}
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]

@@ -128,9 +128,7 @@ def _check_judgement(record: Record) -> None:
         if record.kind != kind and found:
             raise UserError(f"a {record.kind} record has no {name}s")
         if record.kind == kind and found != count:
-            raise UserError(
-                f"the numbers of responses ({count}) and {name}s ({found}) differ"
-            )
+            raise UserError(f"the numbers of responses ({count}) and {name}s ({found}) differ")
     if record.ranks and min(record.ranks) != 0:
         raise UserError(f"the best rank must be 0, not {min(record.ranks)}")
     if not all(math.isfinite(score) for score in record.scores):

@@ -23,7 +23,7 @@ class DPOWithKL(Method[Pairs]):
     stage = "preference"
     data = "pair"
     needs_reference = True
-    strength = "beta"
+    strength = "kl_weight"
     learning_rate = 1e-6
     source = "Rafailov et al. 2023, eq. 7, + lambda KL (tutorials' 'KTO'; not Ethayarajh et al. 2024)"
     when = "DPO drifts too far from the reference and a larger beta costs too much of the preference."

@@ -1,8 +1,7 @@
 """Language models as policies: log-probs of responses, with and without the adapter."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,34 +10,16 @@ from torch import Tensor, nn
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import end_tokens
 from trimtab.objectives.logprobs import token_logprobs
-from trimtab.policies.save import save
-from trimtab.policies.trunk import Trunk
+from trimtab.policies.model import TransformersModel
 
 
-class LanguagePolicy:
-    """A causal language model that is trained, sampled from, or kept as a reference.
-
-    Args:
-        model: a transformers causal LM, or a PeftModel around one.
-        tokenizer: its tokenizer; saved with it.
-        autocast: dtype for matrix products, or None for the weights' own.
-    """
+class LanguagePolicy(TransformersModel):
+    """A causal language model that is trained, sampled from, or kept as a reference."""
 
     def __init__(self, model: Any, tokenizer: Any, autocast: torch.dtype | None = None) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.autocast = autocast
-        self.trunk = Trunk(model)
+        super().__init__(model, tokenizer, autocast)
         self.end_tokens = end_tokens(tokenizer, getattr(self.trunk.hf, "generation_config", None))
         self._head_is_linear = self._direct_head_is_exact()
-
-    @property
-    def device(self) -> torch.device:
-        return self.trunk.device
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [p for p in self.model.parameters() if p.requires_grad]
 
     def logprobs(self, sequences: Sequences) -> Tensor:
         """Log-probs of the response tokens: [S, R] float32, zero beyond a response's end."""
@@ -51,31 +32,13 @@ class LanguagePolicy:
                 flat = self._head(hidden).gather(-1, sequences.targets[:, None])[:, 0]
         return sequences.unpack(flat)
 
-    def token_distributions(self, sequences: Sequences) -> Tensor:
-        """Log-probs of the whole vocabulary at each response token: [M, V]. For exact divergences."""
-        with self.autocasting():
-            return self._head(self.trunk.hidden(sequences)[sequences.predicting_index])
-
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the adapter is off: the policy is its own reference, and costs no second model."""
-        if not hasattr(self.model, "disable_adapter"):
+        if not self.has_adapter:
             raise ValueError("only a policy with an adapter is its own reference")
         with self.model.disable_adapter(), torch.no_grad():
             yield
-
-    @property
-    def has_adapter(self) -> bool:
-        return hasattr(self.model, "disable_adapter")
-
-    def save(self, folder: Path) -> None:
-        """Writes safetensors, configuration, tokenizer and chat template for from_pretrained."""
-        save(self.model, self.tokenizer, folder)
-
-    def autocasting(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """[M, H] -> [M, V] log-probs, by the model's own path from hidden states to logits."""

@@ -124,8 +124,10 @@ def _read(policy: LanguagePolicy, tokens: Tensor, mask: Tensor, cache: Any) -> t
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / temperature).softmax(-1)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # one uniform number a row; torch.multinomial draws one for each token of the vocabulary
+    mass = (logits / temperature).softmax(-1).cumsum(-1)
+    point = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
+    return torch.searchsorted(mass, point, right=True).clamp(max=mass.shape[1] - 1)[:, 0]
 
 
 def _left_padded(prompts: list[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
