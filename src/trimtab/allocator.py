@@ -1,4 +1,4 @@
-"""Memory settings that make training on a CPU a third faster and change no number.
+"""Memory settings that make training on a CPU faster and change no number.
 
 Activations of tens of megabytes are freed and asked for again at each step. glibc gives such blocks
 back to the system, which then clears and maps every page anew; here it is told to keep them.
@@ -8,19 +8,12 @@ back to the system, which then clears and maps every page anew; here it is told 
 import ctypes
 import platform
 
-import torch
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory, and the CPU to take numbers below 1e-38 as zero.
-
-    Such numbers (the probabilities of tokens that cannot follow) make matrix products many times
-    slower. Does nothing about the allocator where the C library is not glibc.
-    """
-    torch.set_flush_denormal(True)
+    """Tells glibc to keep freed memory; does nothing where the C library is another."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

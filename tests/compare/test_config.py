@@ -46,7 +46,7 @@ def test_lists_are_swept_and_seeds_are_outermost() -> None:
 def test_a_run_knows_its_strength_parameters_and_folder() -> None:
     methods = {"dpo_kl": {"kl_weight": [1], "beta": 0.3}, "kto": {"desirable_weight": 2.0}, "sft": {}}
     dpo_kl, kto, sft = grid(config(methods=methods))
-    assert dpo_kl.strength == Strength("beta", 0.3)
+    assert dpo_kl.strength == Strength("kl_weight", 1.0)
     assert dpo_kl.folder == "runs/dpo_kl-beta=0.3-kl_weight=1.0-seed=0"
     assert dpo_kl.build().kl_weight == 1.0  # type: ignore[attr-defined]
     assert kto.strength == Strength("beta", 0.1)  # the method's own

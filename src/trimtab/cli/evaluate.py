@@ -52,7 +52,10 @@ def run(words: list[str]) -> int:
     if options.out is not None and options.out.exists():
         raise UserError(f"{options.out} exists already; choose another --out, or delete it")
     quiet_libraries()
-    rewards = {name: load_reward(name, options.device) for name in options.reward}
+    rewards = {
+        name: load_reward(reward, options.device)
+        for name, reward in zip(_short_names(options.reward), options.reward, strict=True)
+    }
     answers = evaluate(
         _load(options.model, options),
         prompts_of(options.data, options.most),
@@ -65,6 +68,12 @@ def run(words: list[str]) -> int:
         write_rows(options.out, [answer.row() for answer in answers])
     console.print(_table(options.model, len(answers), summarise(answers)))
     return 0
+
+
+def _short_names(rewards: list[str]) -> list[str]:
+    """The last part of each path, or the whole where two would be called the same."""
+    short = [reward.rstrip("/").rsplit("/", maxsplit=1)[-1] for reward in rewards]
+    return short if len(set(short)) == len(short) else rewards
 
 
 def _load(name: str, options: Options) -> Any:
