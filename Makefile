@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help demo test check truth base-model reviews clean
 
 help:
-	@echo "make demo        install, then compare all methods on the built-in example (about 6 minutes)"
+	@echo "make demo        install, then compare all methods on the built-in example (4 to 6 minutes)"
 	@echo "make test        install, then the whole test suite with ruff and mypy"
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
 	@echo "make reviews     the built-in example over 3 seeds (about 20 minutes); writes its figures into docs/"
