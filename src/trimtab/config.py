@@ -3,6 +3,7 @@
 import dataclasses
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -74,10 +75,8 @@ def typed(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with suppress(ValueError):  # what is not a number either way, the check below refuses
             return float(value)
-        except ValueError:
-            pass  # not a number either way: the check below says so
     if hint is float and type(value) is int:
         return float(value)
     if hint is Path and isinstance(value, str):

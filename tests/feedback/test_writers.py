@@ -47,7 +47,7 @@ def records(draw: st.DrawFn, kind: Kind, prompts: st.SearchStrategy[Prompt]) -> 
     )  # fmt: skip
 
 
-def again(wanted: list[Record], path: Path, shape: str = "trl") -> None:
+def check_round_trip(wanted: list[Record], path: Path, shape: str = "trl") -> None:
     """Writes and reads; only the places may differ."""
     write(wanted, path, shape, overwrite=True)
     found = read(str(path))
@@ -63,7 +63,7 @@ def again(wanted: list[Record], path: Path, shape: str = "trl") -> None:
 @ANY
 def test_json_keeps_every_record(tmp_path: Path, kind: Kind, name: str, data: st.DataObject) -> None:
     prompts = st.one_of(st.just(""), TEXT, CONVERSATION)
-    again(data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / name)
+    check_round_trip(data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["demonstration", "pair", "ranking", "thumbs", "prompt"])
@@ -71,14 +71,16 @@ def test_json_keeps_every_record(tmp_path: Path, kind: Kind, name: str, data: st
 @ANY
 def test_parquet_keeps_every_record(tmp_path: Path, kind: Kind, data: st.DataObject) -> None:
     prompts = data.draw(st.sampled_from([TEXT, CONVERSATION]))  # one type to a column
-    again(data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / "a.parquet")
+    check_round_trip(
+        data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / "a.parquet"
+    )
 
 
 @pytest.mark.parametrize("kind", ["demonstration", "pair", "thumbs", "prompt"])
 @given(data=st.data())
 @ANY
 def test_csv_keeps_text(tmp_path: Path, kind: Kind, data: st.DataObject) -> None:
-    again(data.draw(st.lists(records(kind, TEXT), min_size=1, max_size=4)), tmp_path / "a.csv")
+    check_round_trip(data.draw(st.lists(records(kind, TEXT), min_size=1, max_size=4)), tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("shape", ["sharegpt", "alpaca"])
@@ -86,14 +88,14 @@ def test_csv_keeps_text(tmp_path: Path, kind: Kind, data: st.DataObject) -> None
 @given(data=st.data())
 @ANY
 def test_other_shapes_keep_conversations(tmp_path: Path, kind: Kind, shape: str, data: st.DataObject) -> None:
-    again(
+    check_round_trip(
         data.draw(st.lists(records(kind, CONVERSATION), min_size=1, max_size=4)), tmp_path / "a.jsonl", shape
     )
 
 
 def test_kinds_may_be_mixed_in_json_lines(tmp_path: Path) -> None:
     scored = Record("score", "p", ("a",), scores=(1.0,))
-    again([Record("prompt", "p"), Record("pair", "p", ("a", "b")), scored], tmp_path / "a.jsonl")
+    check_round_trip([Record("prompt", "p"), Record("pair", "p", ("a", "b")), scored], tmp_path / "a.jsonl")
 
 
 def test_the_rows_are_those_of_trl(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_column_that_would_change_the_shape_is_left_out(tmp_path: Path) -> Non
 def test_columns_that_some_rows_lack_reach_tables(tmp_path: Path) -> None:
     rows = [Record("pair", "p", ("a", "b")), Record("pair", "q", ("a", "b"), margin=2.0)]
     for name in ("a.parquet", "a.csv"):
-        again(rows, tmp_path / name)
+        check_round_trip(rows, tmp_path / name)
     with (tmp_path / "a.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["prompt", "chosen", "rejected", "margin"],

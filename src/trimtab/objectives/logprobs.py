@@ -43,6 +43,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+        """[N, H], [V, H], [N], [V] or None -> [N]; keeps one log-sum-exp a row for the backward pass."""
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normaliser = torch.empty_like(logprobs)
         for rows in _chunks(len(hidden), len(weight)):
@@ -54,6 +55,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        """[N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
         hidden, weight, targets, bias, normaliser = ctx.saved_tensors
         grad = grads[0]
         need_hidden, need_weight, _, need_bias = ctx.needs_input_grad
