@@ -15,9 +15,12 @@ LAYERS = (
     {"config", "feedback"},
     {"examples"},
     {"policies"},
-    {"methods", "reference", "rollouts", "data"},
+    {"reference", "rollouts", "data"},
+    {"methods"},
     {"train", "evaluate"},
-    {"jobs"},
+    {"online"},
+    {"jobs", "writing"},
+    {"online_jobs"},
     {"compare"},
     {"cli", "truth"},  # leaves: nothing imports them
 )

@@ -17,7 +17,7 @@ from trimtab.train import (
     RunConfig,
     _order,
     _parts,
-    _schedule,
+    schedule_factor,
     make_table,
     peak_learning_rate,
     total_steps,
@@ -45,9 +45,9 @@ def test_every_example_once_an_epoch_in_an_order_of_its_own() -> None:
     assert drawn != list(islice(_order(7, RunConfig(seed=4)), 21))
 
 
-def test_schedule() -> None:
+def testschedule_factor() -> None:
     def rates(**options: Any) -> list[float]:
-        return [_schedule(RunConfig(**options), step, 10) for step in range(10)]
+        return [schedule_factor(RunConfig(**options), step, 10) for step in range(10)]
 
     assert rates(schedule="constant", warmup=0.2) == [0.5] + [1.0] * 9
     assert rates(schedule="linear", warmup=0.2) == pytest.approx([0.5, 1, *(1 - i / 8 for i in range(8))])

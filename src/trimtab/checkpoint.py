@@ -25,6 +25,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     part.rename(path)
 
 
+@contextmanager
+def added_files(path: Path) -> Iterator[Path]:
+    """A folder to write into; what is in it then joins the folder `path`, each file whole or not at all."""
+    with atomic_folder(path / ".new") as part:
+        yield part
+    for file in sorted((path / ".new").iterdir()):
+        target = path / file.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        file.replace(target)
+    (path / ".new").rmdir()
+
+
 def atomic_text(path: Path, text: str) -> None:
     """Writes a file that holds either what it held before or all of the text, whatever interrupts."""
     part = path.with_name(f".{path.name}.part")

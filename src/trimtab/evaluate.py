@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from trimtab.feedback.batches import by_tokens
-from trimtab.feedback.records import Prompt
+from trimtab.feedback.records import Prompt, Record, columns_of
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import encode_prompt
 from trimtab.policies.language import LanguagePolicy
 from trimtab.reference import reference_mode
-from trimtab.rollouts.generate import Response, Sampling, generate
+from trimtab.rollouts.generate import Sampling, decode, generate
 from trimtab.rollouts.rewards import Reward
 
 
@@ -38,7 +38,7 @@ class Answer:
 
 def evaluate(
     policy: LanguagePolicy,
-    prompts: Sequence[Prompt],
+    records: Sequence[Record],
     sampling: Sampling,
     rewards: Mapping[str, Reward],
     *,
@@ -48,12 +48,14 @@ def evaluate(
     """Samples one response to each prompt and scores it with every reward.
 
     Args:
+        records: of the kind prompt; their other columns are there for rewards that ask for them.
         reference: what the KL is measured to; a policy with an adapter is its own reference.
     """
+    prompts = [record.prompt for record in records]
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
     responses = [samples[0] for samples in generate(policy, ids, sampling, seed=seed)]
     texts = [decode(policy, response) for response in responses]
-    scores = {name: reward(prompts, texts) for name, reward in rewards.items()}
+    scores = {name: reward(prompts, texts, columns_of(records)) for name, reward in rewards.items()}
     kls = _log_ratios(policy, reference, list(zip(ids, (r.tokens for r in responses), strict=True)))
     return [
         Answer(
@@ -66,11 +68,6 @@ def evaluate(
         )
         for i, prompt in enumerate(prompts)
     ]
-
-
-def decode(policy: LanguagePolicy, response: Response) -> str:
-    """A response as text, without its end token."""
-    return str(policy.tokenizer.decode(response.tokens, skip_special_tokens=True))
 
 
 @torch.no_grad()

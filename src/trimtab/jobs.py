@@ -61,9 +61,16 @@ class Job:
 
     def resolved(self) -> dict[str, Any]:
         """Every option under its own name, as the command line takes it."""
-        parts = (self.method, self.model, self.data, self.views, self.run)
-        options = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
-        return {**options, "out": str(self.out)}
+        return flat_options(self)
+
+
+def flat_options(job: Any) -> dict[str, Any]:
+    """The fields of all dataclasses in a job, side by side."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(job):
+        value = getattr(job, field.name)
+        options |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {field.name: str(value)}  # type: ignore[arg-type]
+    return options
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, float]:
@@ -72,8 +79,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
     Returns the last step's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something.
     """
-    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
-        raise UserError(f"{job.out} exists already; choose another --out, or delete it")
+    refuse_existing(job.out)
     records = load_records(
         job.data.data,
         split=job.data.split,
@@ -95,6 +101,12 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
         (folder / "trimtab.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
     return curve[-1]
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if there is something at `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another --out, or delete it")
 
 
 def shown(metrics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The training loop, for every method."""
+"""The training loop of methods that learn from recorded feedback."""
 
 import math
 import random
@@ -21,17 +21,9 @@ from trimtab.policies.base import Trainable
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """How long and how fast is trained."""
+class OptimiserConfig:
+    """How fast is trained, and how much at once."""
 
-    epochs: float = 1.0
-    """Passes over the data."""
-    steps: int | None = None
-    """Optimiser steps; wins over epochs."""
-    batch_size: int = 32
-    """Pieces of feedback for one optimiser step (pairs, thumbs, rankings, ...)."""
-    batch_tokens: int = 8192
-    """Tokens in memory at once; a step's batch is cut into as many parts as that takes."""
     learning_rate: float | None = None
     """Of AdamW; the method's own if not given, times 10 for adapters."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -42,15 +34,33 @@ class RunConfig:
     """Of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
+    batch_tokens: int = 8192
+    """Tokens in memory at once; a step's batch is cut into as many parts as that takes."""
     max_length: int = 1024
     """Tokens of prompt and response together."""
     seed: int = 0
     """Of the data's order and every other random choice."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "epochs", "steps", "batch_size", "batch_tokens", "learning_rate")
+        check_positive(self, "batch_tokens", "learning_rate")
         check_bounds(self, warmup=(0, 1), weight_decay=(0, math.inf), max_grad_norm=(0, math.inf))
         check_bounds(self, max_length=(2, math.inf), seed=(0, math.inf))
+
+
+@dataclass(frozen=True)
+class RunConfig(OptimiserConfig):
+    """How long and how fast is trained on recorded feedback."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps; wins over epochs."""
+    batch_size: int = 32
+    """Pieces of feedback for one optimiser step (pairs, thumbs, rankings, ...)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "epochs", "steps", "batch_size")
 
 
 def make_table(
@@ -87,20 +97,17 @@ def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) 
     optimiser = torch.optim.AdamW(
         parameters, lr=peak_learning_rate(method, run, policy), weight_decay=run.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(run, step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(run, step, steps))
     start = time.perf_counter()
     order = _order(len(table), run)
     for step in range(1, steps + 1):
         batches = _parts(table, [next(order) for _ in range(min(run.batch_size, len(table)))], run, policy)
-        metrics = _backward(method, policy, batches)
-        metrics["grad_norm"] = float(
-            torch.nn.utils.clip_grad_norm_(parameters, run.max_grad_norm or math.inf)
-        )
-        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
-            raise UserError(
-                f"step {step}: the loss or its gradient is not a finite number; "
-                "try a smaller --learning-rate, or --precision fp32"
-            )
+        with torch.no_grad():
+            batches = method.prepare(policy, batches)
+        metrics = backward(method, policy, batches)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, run.max_grad_norm or math.inf)
+        metrics["grad_norm"] = float(norm)
+        check_finite(f"step {step}", metrics)
         metrics["learning_rate"] = optimiser.param_groups[0]["lr"]
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -108,17 +115,18 @@ def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) 
         yield {"step": step, **metrics, "seconds": time.perf_counter() - start}
 
 
-def peak_learning_rate(method: Method[Any], run: RunConfig, policy: Trainable) -> float:
+def peak_learning_rate(method: Method[Any], run: OptimiserConfig, policy: Trainable) -> float:
     """The run's learning rate, or the method's own: ten times as large for adapters (Schulman 2025)."""
     if run.learning_rate is not None:
         return run.learning_rate
     return method.learning_rate * (10.0 if getattr(policy, "has_adapter", False) else 1.0)
 
 
-def _backward(method: Method[Any], policy: Trainable, batches: list[Batch]) -> dict[str, float]:
-    """Adds the step's gradient; returns its loss and the means of the metrics."""
-    with torch.no_grad():
-        batches = method.prepare(policy, batches)
+def backward(method: Method[Any], policy: Trainable, batches: list[Any]) -> dict[str, float]:
+    """Adds a step's gradient; returns its loss and the means of the metrics.
+
+    The loss is the mean over all units of all parts: how a step is cut into parts changes nothing.
+    """
     units = sum(method.units(batch) for batch in batches)
     values: dict[str, list[Tensor]] = defaultdict(list)
     loss = 0.0
@@ -131,6 +139,15 @@ def _backward(method: Method[Any], policy: Trainable, batches: list[Batch]) -> d
             values[name].append(value.detach().float().flatten())
     joined = {name: torch.cat(parts) for name, parts in values.items()}
     return {"loss": loss, **{name: float(v.mean()) for name, v in joined.items() if len(v)}}
+
+
+def check_finite(step: str, metrics: dict[str, float]) -> None:
+    """Raises UserError if the loss or the gradient is not a finite number."""
+    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+        raise UserError(
+            f"{step}: the loss or its gradient is not a finite number; "
+            "try a smaller --learning-rate, or --precision fp32"
+        )
 
 
 def _parts(table: Table, indices: list[int], run: RunConfig, policy: Trainable) -> list[Batch]:
@@ -162,7 +179,7 @@ def _order(count: int, run: RunConfig) -> Iterator[int]:
         epoch += 1
 
 
-def _schedule(run: RunConfig, step: int, steps: int) -> float:
+def schedule_factor(run: OptimiserConfig, step: int, steps: int) -> float:
     """Share of the peak learning rate in this step, counted from 0."""
     warmup = max(1, round(run.warmup * steps))
     if step < warmup:

@@ -1,14 +1,16 @@
 """Each conversion, against what a person would write down by hand."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from trimtab.data import load_records
 from trimtab.errors import UserError
 from trimtab.feedback.readers import read
-from trimtab.feedback.records import Kind, Message, Record
+from trimtab.feedback.records import Kind, Message, Record, as_conversation
 from trimtab.feedback.views import ViewOptions, available, convert
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -145,6 +147,31 @@ def test_prompts_are_unique_whatever_the_kind() -> None:
     assert convert(records, "prompt") == [
         Record("prompt", "p", source="f:1", columns={"topic": "x"}), Record("prompt", "q")
     ]  # fmt: skip
+
+
+def test_the_response_of_a_demonstration_becomes_the_prompts_answer() -> None:
+    records = [
+        Record("demonstration", "p", ("a",), source="f:1", columns={"topic": "x"}),
+        Record("demonstration", "p", ("b",), source="f:2"),
+        Record("demonstration", "q", ("c",), columns={"answer": "42"}),
+        *thumbs(("r", "d", True)),
+    ]
+    assert convert(records, "prompt") == [
+        Record("prompt", "p", source="f:1", columns={"answer": "a", "topic": "x"}),
+        Record("prompt", "q", columns={"answer": "42"}),
+        Record("prompt", "r"),
+    ]
+    assert convert(convert(records, "prompt"), "prompt") == convert(records, "prompt")
+
+
+def test_word_problems_keep_their_answers_as_prompts() -> None:
+    file = DATA / "gsm8k/test.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = convert(load_records(str(file)), "prompt")
+    asked = [as_conversation(record.prompt) for record in found]
+    assert [turn.content for (turn,) in asked] == [row["question"] for row in rows]
+    assert [dict(record.columns) for record in found] == [{"answer": row["answer"]} for row in rows]
+    assert all("#### " in record.columns["answer"] for record in found)
 
 
 def test_every_assistant_turn_can_be_a_demonstration() -> None:

@@ -14,7 +14,7 @@ from trimtab.feedback.sequences import Sequences
 from trimtab.methods import METHODS, find
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
-from trimtab.train import RunConfig, _backward, _parts, make_table
+from trimtab.train import RunConfig, _parts, backward, make_table
 
 PROMPTS = ["the film ", "a cast ", "it was the best of times. it ", "so ", "plots "]
 RESPONSES = ["is a joy", "is dull and far too long for its plot", "ends", "moves us"]
@@ -55,7 +55,10 @@ def step(name: str, policy: Any, data: Table, batch_tokens: int) -> tuple[float,
     """Loss and gradient of one optimiser step over all the data, and in how many parts it was done."""
     parts = _parts(data, list(range(len(data))), RunConfig(batch_tokens=batch_tokens), policy)
     policy.model.zero_grad()
-    loss = _backward(find(name)(), policy, parts)["loss"]
+    method = find(name)()
+    with torch.no_grad():
+        parts = method.prepare(policy, parts)
+    loss = backward(method, policy, parts)["loss"]
     return loss, gradients(list(policy.model.parameters())), len(parts)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab.objectives import logprobs
-from trimtab.objectives.logprobs import masked_mean, masked_sum, token_logprobs
+from trimtab.objectives.logprobs import masked_mean, masked_sum, token_logprobs, token_logprobs_and_entropy
 
 VOCABULARY = 11
 
@@ -21,8 +21,15 @@ def inputs(rows: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    return plain_and_entropy(hidden, weight, targets, bias)[0]
+
+
+def plain_and_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     logits = torch.nn.functional.linear(hidden, weight, bias)
-    return torch.log_softmax(logits.float(), -1)[torch.arange(len(targets)), targets]
+    whole = torch.log_softmax(logits.float() / temperature, -1)
+    return whole[torch.arange(len(targets)), targets], -(whole.exp() * whole).sum(-1)
 
 
 def test_literal() -> None:
@@ -49,6 +56,43 @@ def test_values_and_gradients_equal_log_softmax(
         results.append((value, *(leaf.grad for leaf in leaves)))
     for ours, torchs in zip(*results, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+def test_literal_temperature_and_entropy() -> None:
+    """Odds of 3 to 1 are 9 to 1 at half the temperature."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[math.log(1.0)], [math.log(3.0)]])
+    value, entropy = token_logprobs_and_entropy(hidden, weight, torch.tensor([1]), temperature=0.5)
+    assert value.tolist() == pytest.approx([math.log(0.9)])
+    assert token_logprobs(hidden, weight, torch.tensor([1]), temperature=0.5).tolist() == value.tolist()
+    assert entropy.tolist() == pytest.approx([-0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
+@pytest.mark.parametrize("part", ["log-probs", "entropy", "both"])
+def test_gradients_of_entropy_equal_autograd(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, part: str
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    hidden, weight, targets, bias = inputs(dtype=torch.float32)
+    upstream = torch.linspace(-1, 2, len(targets)) * (part != "entropy")
+    upstream_entropy = torch.linspace(3, -1, len(targets)) * (part != "log-probs")
+    results = []
+    for function in (token_logprobs_and_entropy, plain_and_entropy):
+        leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight, bias)]
+        value, entropy = function(leaves[0], leaves[1], targets, leaves[2], temperature=temperature)
+        (value @ upstream + entropy @ upstream_entropy).backward()
+        results.append((value, entropy, *(leaf.grad for leaf in leaves)))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sure_choice_has_no_entropy_and_no_gradient_of_it() -> None:
+    hidden = torch.tensor([[200.0]], requires_grad=True)
+    weight, targets = torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([0])
+    value, entropy = token_logprobs_and_entropy(hidden, weight, targets)
+    entropy.sum().backward()
+    assert value.tolist() == [0.0] and entropy.tolist() == [0.0] and hidden.grad.tolist() == [[0.0]]
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:

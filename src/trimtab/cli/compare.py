@@ -31,7 +31,9 @@ class Options:
     methods: Annotated[list[str] | None, tyro.conf.arg(metavar="METHOD [METHOD ...]")] = None
     """Only these of the file's methods."""
     steps: int | None = None
-    """Optimiser steps of each run, instead of the file's budget."""
+    """Optimiser steps of each run on recorded feedback, instead of the file's budget."""
+    refreshes: int | None = None
+    """Collections of each run that learns from its own answers, instead of the file's."""
     prompts: int | None = None
     """Held-out prompts of the evaluation, instead of the file's."""
     jobs: int | None = None
@@ -69,6 +71,8 @@ def _overridden(config: CompareConfig, options: Options) -> CompareConfig:
         changes["jobs"] = options.jobs
     if options.steps is not None:
         changes["budget"] = dataclasses.replace(config.budget, steps=options.steps)
+    if options.refreshes is not None:
+        changes["online"] = dataclasses.replace(config.online, refreshes=options.refreshes)
     if options.prompts is not None:
         changes["evaluation"] = dataclasses.replace(config.evaluation, prompts=options.prompts)
     if options.methods:

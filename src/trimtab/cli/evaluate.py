@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from trimtab.cli.generate import prompts_of, write_rows
+from trimtab.cli.generate import records_of, write_rows
 from trimtab.cli.options import parse
 from trimtab.compare.worker import summarise
 from trimtab.errors import UserError, check_positive
@@ -58,7 +58,7 @@ def run(words: list[str]) -> int:
     }
     answers = evaluate(
         _load(options.model, options),
-        prompts_of(options.data, options.most),
+        records_of(options.data, options.most),
         Sampling(options.max_new_tokens, options.temperature),
         rewards,
         reference=None if options.reference is None else _load(options.reference, options),

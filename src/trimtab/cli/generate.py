@@ -12,12 +12,11 @@ from rich.text import Text
 from trimtab.cli.options import parse
 from trimtab.data import is_built_in, load_records
 from trimtab.errors import UserError, check_positive
-from trimtab.evaluate import decode
-from trimtab.feedback.records import Prompt, as_conversation
+from trimtab.feedback.records import Prompt, Record, as_conversation
 from trimtab.feedback.tokenise import encode_prompt
 from trimtab.feedback.views import convert
 from trimtab.policies.load import ModelConfig, Precision, load_language_policy, resolve_model
-from trimtab.rollouts.generate import Sampling, generate
+from trimtab.rollouts.generate import Sampling, decode, generate
 from trimtab.terminal import console, quiet_libraries
 
 
@@ -58,7 +57,7 @@ def run(words: list[str]) -> int:
     )
     policy = load_language_policy(config, trainable=False)
     if options.data is not None:
-        prompts = prompts_of(options.data, options.most)
+        prompts = [record.prompt for record in records_of(options.data, options.most)]
     else:
         prompts = _typed(policy.tokenizer, options.prompt)
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
@@ -89,10 +88,10 @@ def _typed(tokenizer: Any, prompts: tuple[str, ...]) -> list[Prompt]:
     return [as_conversation(prompt) for prompt in prompts]
 
 
-def prompts_of(data: str, most: int) -> list[Prompt]:
+def records_of(data: str, most: int) -> list[Record]:
     """The first `most` different prompts of a file; of the built-in example the held-out ones."""
     split = "held_out" if is_built_in(data) else "train"
-    return [record.prompt for record in convert(load_records(data, split=split), "prompt")][:most]
+    return convert(load_records(data, split=split), "prompt")[:most]
 
 
 def shown(prompt: Prompt) -> Any:

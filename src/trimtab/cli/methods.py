@@ -8,6 +8,7 @@ from rich.text import Text
 
 from trimtab.errors import UserError
 from trimtab.methods import METHODS, Method, find
+from trimtab.methods.base import STAGES
 from trimtab.terminal import console
 
 DATA = {
@@ -16,6 +17,7 @@ DATA = {
     "ranking": "rankings",
     "thumbs": "thumbs",
     "score": "scores",
+    "prompt": "prompts",
 }
 
 
@@ -45,8 +47,7 @@ def run(words: list[str]) -> int:
 
 def in_order() -> list[type[Method[Any]]]:
     """The methods by stage, in the order in which one uses them."""
-    stages = ("supervised", "reward model", "preference")
-    return sorted(METHODS.values(), key=lambda method: (stages.index(method.stage), method.name))
+    return sorted(METHODS.values(), key=lambda method: (STAGES.index(method.stage), method.name))
 
 
 HEADINGS = ("method", "stage", "data", "needs", "online", "equation", "when to use it")
@@ -58,7 +59,7 @@ def cells(method: type[Method[Any]]) -> list[str]:
         name
         for name, needed in (
             ("reference", method.needs_reference),
-            ("reward model", method.needs_reward_model),
+            ("a reward", method.needs_reward_model),
         )
         if needed
     ]

@@ -1,27 +1,30 @@
 """`trimtab train METHOD`."""
 
 import dataclasses
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from trimtab.allocator import keep_freed_memory
 from trimtab.cli.options import parse
 from trimtab.errors import UserError
-from trimtab.feedback.conversions import ViewOptions
-from trimtab.jobs import DataConfig, Job, run_job, shown
+from trimtab.jobs import Job, run_job, shown
 from trimtab.methods import METHODS, Method, find
-from trimtab.policies.load import ModelConfig
+from trimtab.online_jobs import OnlineJob, live, run_online_job
 from trimtab.terminal import console, quiet_libraries, reporting
-from trimtab.train import RunConfig
+
+T = TypeVar("T")
 
 
 def run(words: list[str]) -> int:
     """Trains one model with one method."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: trimtab train METHOD --model DIR_OR_NAME --data FILE --out FOLDER [OPTIONS]\n")
+        online = ", ".join(name for name, method in METHODS.items() if method.online)
         print("METHOD is one of " + ", ".join(METHODS) + ".")
+        print(f"Those that learn online ({online}) need a --reward too.")
         print("`trimtab train METHOD --help` shows its options, `trimtab methods` what each is for.")
         return 0 if words else 2
     if words[0].startswith("-"):
@@ -34,14 +37,21 @@ def run(words: list[str]) -> int:
         description=_description(method),
         method=words[0],
     )
-    job = Job(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Job)})
     quiet_libraries()
     keep_freed_memory()
+    start = time.monotonic()
     with reporting() as progress:
-        last = run_job(job, progress)
-    console.print(f"{int(last['step'])} steps in {last['seconds']:.0f} s  {shown(last)}", markup=False)
-    console.print(f"the model is in {job.out}", markup=False, soft_wrap=True)
+        if method.online:
+            done = live(run_online_job(_job(OnlineJob, options), progress))
+        else:
+            done = shown(run_job(_job(Job, options), progress))
+    console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False)
+    console.print(f"the model is in {options.out}", markup=False, soft_wrap=True)
     return 0
+
+
+def _job(cls: type[T], options: Any) -> T:
+    return cls(**{f.name: getattr(options, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def _description(method: type[Method[Any]]) -> str:
@@ -52,21 +62,21 @@ def _description(method: type[Method[Any]]) -> str:
 
 def _options(method: type[Method[Any]]) -> type[Any]:
     """The options of a method's training as one dataclass, each under its own name."""
+    job = OnlineJob if method.online else Job
+    fields: list[Any] = []
+    for part in dataclasses.fields(job):
+        if part.name == "out":
+            help_text = "A new folder for the model, its options and its curve."
+            fields.append(("out", Annotated[Path, tyro.conf.arg(help=help_text)]))
+            continue
+        cls: Any = method if part.name == "method" else part.type
+        flat = Annotated[cls, tyro.conf.arg(name="")]
+        required = any(_is_required(f) for f in dataclasses.fields(cls))
+        fields.append(
+            (part.name, flat) if required else (part.name, flat, dataclasses.field(default_factory=cls))
+        )
+    return dataclasses.make_dataclass("TrainOptions", fields, kw_only=True, frozen=True)
 
-    def flat(cls: type[Any]) -> Any:
-        return Annotated[cls, tyro.conf.arg(name="")]
 
-    out = Annotated[Path, tyro.conf.arg(help="A new folder for the model, its options and its curve.")]
-    return dataclasses.make_dataclass(
-        "TrainOptions",
-        [
-            ("method", flat(method), dataclasses.field(default_factory=method)),
-            ("model", flat(ModelConfig)),
-            ("data", flat(DataConfig)),
-            ("out", out),
-            ("views", flat(ViewOptions), dataclasses.field(default_factory=ViewOptions)),
-            ("run", flat(RunConfig), dataclasses.field(default_factory=RunConfig)),
-        ],
-        kw_only=True,
-        frozen=True,
-    )
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

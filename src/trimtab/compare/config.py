@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trimtab.compare.results import Strength
 from trimtab.config import build, load_yaml, typed
-from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.errors import UserError, check_bounds, check_positive, nearest
 from trimtab.feedback.conversions import ViewOptions
 from trimtab.methods import Method, find
 from trimtab.rollouts.generate import Sampling
@@ -56,7 +56,7 @@ class RewardModelStage:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run gets."""
+    """What every run gets that learns from the recorded feedback."""
 
     steps: int = 100
     """Optimiser steps."""
@@ -68,6 +68,25 @@ class Budget:
     def __post_init__(self) -> None:
         check_positive(self, "steps", "responses", "batch_tokens")
         check_bounds(self, max_length=(2, math.inf))
+
+
+@dataclass(frozen=True)
+class Online:
+    """How the methods learn that write their own answers, to the prompts of the training feedback."""
+
+    refreshes: int = 100
+    """Times that answers are collected."""
+    responses: int = 64
+    """Answers in each collection, as many to a prompt as the method wants."""
+    reward: str | None = None
+    """Which of the rewards they learn from, by its name; proxy if there is one, else the first."""
+    minibatch: int | None = None
+    """Answers for one optimiser step; the whole collection if not given."""
+    critic_learning_rate: float | None = None
+    """Of the value head; its own if not given."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "refreshes", "responses", "minibatch", "critic_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,7 @@ class CompareConfig:
     """More rewards to report, by name; the first is the one that decides."""
     seeds: list[int] = field(default_factory=lambda: [0])
     budget: Budget = field(default_factory=Budget)
+    online: Online = field(default_factory=Online)
     evaluation: Evaluation = field(default_factory=Evaluation)
     views: ViewOptions = field(default_factory=ViewOptions)
     keep: Literal["best", "all", "none"] = "best"
@@ -125,6 +145,9 @@ class CompareConfig:
         for name in self.rewards:
             if name in RESERVED or (name == PROXY and self.reward_model is not None):
                 raise UserError(f"rewards: the name {name!r} is taken by another measure; choose another")
+        if self.online.reward is not None and self.online.reward not in self.reward_names:
+            names = nearest(self.online.reward, self.reward_names)
+            raise UserError(f"online: there is no reward {self.online.reward!r}; {names}")
         _check_seeds(self.seeds)
         check_bounds(self, held_out=(0, 1), jobs=(0, math.inf), lora_rank=(0, math.inf))
         grid(self)  # every parameter is checked before anything is trained
@@ -132,6 +155,11 @@ class CompareConfig:
     @property
     def reward_names(self) -> list[str]:
         return [*self.rewards, *([PROXY] if self.reward_model else [])]
+
+    @property
+    def learned_reward(self) -> str:
+        """The name of the reward that online methods learn from."""
+        return self.online.reward or (PROXY if self.reward_model else self.reward_names[0])
 
 
 @dataclass(frozen=True)

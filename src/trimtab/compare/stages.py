@@ -24,9 +24,8 @@ from trimtab.compare.config import CompareConfig
 from trimtab.compare.statistics import mean_interval
 from trimtab.data import is_built_in, load_records, split_by_prompt
 from trimtab.errors import UserError
-from trimtab.evaluate import decode
 from trimtab.feedback.readers import read
-from trimtab.feedback.records import Prompt, Record
+from trimtab.feedback.records import Prompt, Record, columns_of
 from trimtab.feedback.tokenise import encode_prompt
 from trimtab.feedback.views import convert
 from trimtab.feedback.writers import write
@@ -40,8 +39,8 @@ from trimtab.policies.load import (
     load_reward_model,
     resolve_model,
 )
-from trimtab.rollouts.generate import generate
-from trimtab.rollouts.rewards import RewardModelReward, load_reward
+from trimtab.rollouts.generate import decode, generate
+from trimtab.rollouts.rewards import Reward, RewardModelReward, load_reward
 from trimtab.train import RunConfig, make_table, total_steps, train
 
 BASE, FEEDBACK, HELD_OUT, PROMPTS = "base", "feedback.jsonl", "held_out.jsonl", "prompts.jsonl"
@@ -119,12 +118,12 @@ class Stages:
         """Feedback to train on, feedback to measure the reward model with, prompts to evaluate on."""
         config = self.config
         records, held_out = self._split()
-        prompts = _some([r.prompt for r in convert(held_out, "prompt")], config.evaluation.prompts)
+        prompts = _some(convert(held_out, "prompt"), config.evaluation.prompts)
         if config.collect is not None:
             records, held_out = self._collect(records, held_out)
         for name, rows in ((FEEDBACK, records), (HELD_OUT, held_out)):
             write(rows, self.out / name, overwrite=True)
-        write([Record(kind="prompt", prompt=p) for p in prompts], self.out / PROMPTS, overwrite=True)
+        write(prompts, self.out / PROMPTS, overwrite=True)
         kinds = sorted({r.kind for r in records})
         return {"records": len(records), "held_out": len(held_out), "kinds": kinds}
 
@@ -141,9 +140,9 @@ class Stages:
             ("answering", train_records, stage.prompts),
             ("answering held-out prompts", held_out, stage.held_out_prompts),
         ):
-            prompts = _some([r.prompt for r in convert(records, "prompt")], count)
-            answers = self._answers(name, policy, prompts, stage.samples)
-            sides.append(rank(prompts, answers, reward))
+            asked = _some(convert(records, "prompt"), count)
+            answers = self._answers(name, policy, [r.prompt for r in asked], stage.samples)
+            sides.append(rank(asked, answers, reward))
         return sides[0], sides[1]
 
     def _answers(
@@ -188,30 +187,31 @@ class Stages:
         return {"steps": steps, "loss": last["loss"]}
 
 
-def rank(prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], reward: Any) -> list[Record]:
+def rank(asked: Sequence[Record], answers: Sequence[Sequence[str]], reward: Reward) -> list[Record]:
     """Rankings of each prompt's distinct answers by a reward, best first; equal scores tie.
 
     Prompts with fewer than two distinct answers give none. Raises UserError if none is left.
     """
     distinct = [list(dict.fromkeys(a for a in of_prompt if a.strip())) for of_prompt in answers]
-    flat = [(p, a) for p, of_prompt in zip(prompts, distinct, strict=True) for a in of_prompt]
-    scores = iter(reward([p for p, _ in flat], [a for _, a in flat]))
+    flat = [(r, a) for r, of_prompt in zip(asked, distinct, strict=True) for a in of_prompt]
+    of_each = [r for r, _ in flat]
+    scores = iter(reward([r.prompt for r in of_each], [a for _, a in flat], columns_of(of_each)))
     records = []
-    for prompt, of_prompt in zip(prompts, distinct, strict=True):
+    for record, of_prompt in zip(asked, distinct, strict=True):
         scored = sorted(((next(scores), a) for a in of_prompt), key=lambda pair: -pair[0])
         if len(scored) < 2:
             continue
         order = sorted({score for score, _ in scored}, reverse=True)
         ranks = tuple(order.index(score) for score, _ in scored)
         responses = tuple(a for _, a in scored)
-        records.append(Record(kind="ranking", prompt=prompt, responses=responses, ranks=ranks))
+        records.append(replace(record, kind="ranking", responses=responses, ranks=ranks))
     if not records:
         raise UserError("the model gave fewer than two different answers to every prompt: nothing to rank")
     return records
 
 
-def _some(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """At most `count` prompts, drawn once and for all."""
+def _some(prompts: list[Record], count: int) -> list[Record]:
+    """At most `count` of them, drawn once and for all."""
     return random.Random(0).sample(prompts, min(count, len(prompts)))
 
 

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ from trimtab.compare.statistics import distinct_n, mean_interval, standard_error
 from trimtab.compare.summary import START
 from trimtab.evaluate import Answer, evaluate
 from trimtab.feedback.readers import read
-from trimtab.feedback.records import Prompt
+from trimtab.feedback.records import Record
+from trimtab.feedback.views import convert
 from trimtab.methods import Method
+from trimtab.methods.base import OnlineMethod
+from trimtab.online import OnlineConfig, train_online
+from trimtab.online_jobs import CriticConfig, build_critic
+from trimtab.policies.actor_critic import ActorCritic
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy
 from trimtab.reference import attach_reference
-from trimtab.rollouts.rewards import Reward, load_reward
-from trimtab.train import RunConfig, make_table, peak_learning_rate, train
+from trimtab.rollouts.collect import CollectConfig, Collector
+from trimtab.rollouts.rewards import Reward, WeightedSum, load_reward
+from trimtab.train import OptimiserConfig, RunConfig, make_table, peak_learning_rate, train
 
 SEQUENCES = {"pair": 2, "ranking": 4}  # responses in one piece of feedback
 
@@ -111,15 +118,66 @@ def summarise(answers: list[Answer]) -> dict[str, Any]:
 def _train(cell: Cell, policy: LanguagePolicy, folder: Path) -> dict[str, Any]:
     """Trains in place, writes the learning curve; returns the resolved configuration."""
     method = cell.run.build()
+    run: OptimiserConfig
+    if isinstance(method, OnlineMethod):
+        run, steps = _online(cell, method, policy)
+    else:
+        run, steps = _offline(cell, method, policy)
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for metrics in steps:
+            file.write(json.dumps(metrics) + "\n")
+    run = dataclasses.replace(run, learning_rate=peak_learning_rate(method, run, policy))
+    return {"method": cell.run.method, **dataclasses.asdict(method), "run": dataclasses.asdict(run)}
+
+
+def _offline(
+    cell: Cell, method: Method[Any], policy: LanguagePolicy
+) -> tuple[RunConfig, Iterator[dict[str, float]]]:
+    """Training on the recorded feedback."""
     run = _run_config(cell, method)
     table = make_table(method, read(str(cell.out / FEEDBACK)), policy.tokenizer, run, cell.config.views)
     if method.needs_reference:
         attach_reference(table, policy, batch_tokens=run.batch_tokens)
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        for metrics in train(method, policy, table, run):
-            file.write(json.dumps(metrics) + "\n")
-    run = dataclasses.replace(run, learning_rate=peak_learning_rate(method, run, policy))
-    return {"method": cell.run.method, **dataclasses.asdict(method), "run": dataclasses.asdict(run)}
+    return run, train(method, policy, table, run)
+
+
+def _online(
+    cell: Cell, method: OnlineMethod, policy: LanguagePolicy
+) -> tuple[OnlineConfig, Iterator[dict[str, float]]]:
+    """Training on new answers to the prompts of the feedback, scored by the reward that is learned from."""
+    config, online = cell.config, cell.config.online
+    evaluation = config.evaluation
+    collect = CollectConfig(
+        prompts=max(1, online.responses // method.samples),
+        max_new_tokens=evaluation.max_new_tokens,
+        temperature=evaluation.temperature or 1.0,
+        generate_batch=evaluation.batch_size,
+    )
+    run = OnlineConfig(
+        refreshes=online.refreshes,
+        minibatch_size=online.minibatch,
+        learning_rate=cell.run.learning_rate,
+        critic_learning_rate=online.critic_learning_rate,
+        batch_tokens=config.budget.batch_tokens,
+        max_length=config.budget.max_length + evaluation.max_new_tokens,
+        seed=cell.run.seed,
+    )
+    name = config.learned_reward
+    source = Collector(
+        policy,
+        convert(read(str(cell.out / FEEDBACK)), "prompt"),
+        WeightedSum({name: _rewards(config, cell.out)[name]}, {name: 1.0}),
+        collect,
+        samples=method.samples,
+        max_length=run.max_length,
+        seed=run.seed,
+    )
+    model = _model_config(config, cell.out, adapt=True)
+    critic = build_critic(method, policy, model, CriticConfig(), run.seed)
+    learner = ActorCritic(policy, critic, collect.temperature)
+    reference = partial(_reference(config, cell.out).logprobs, temperature=collect.temperature)
+    refreshes = train_online(method, learner, source, run, torch.no_grad()(reference))
+    return run, ({"step": r.metrics["refresh"], **r.metrics} for r in refreshes)
 
 
 def _run_config(cell: Cell, method: Method[Any]) -> RunConfig:
@@ -158,8 +216,8 @@ def _model_config(config: CompareConfig, out: Path, adapt: bool) -> ModelConfig:
 
 
 @cache  # a worker process serves many runs of one comparison
-def _prompts(out: Path) -> tuple[Prompt, ...]:
-    return tuple(record.prompt for record in read(str(out / PROMPTS)))
+def _prompts(out: Path) -> tuple[Record, ...]:
+    return tuple(read(str(out / PROMPTS)))
 
 
 _SHARED: dict[Path, Any] = {}

@@ -67,9 +67,16 @@ def unchanged(records: list[Record], options: ViewOptions) -> list[Record]:
 
 
 def prompts(records: list[Record], options: ViewOptions) -> list[Record]:
-    """Each prompt once, with the other columns of the first record that has it."""
-    firsts = (group[0] for group in by_prompt(records).values())
-    return [Record("prompt", r.prompt, source=r.source, columns=r.columns) for r in firsts]
+    """Each prompt once, with the other columns of the first record that has it.
+
+    The response of a demonstration goes along as the column `answer`, unless the row has one of that name, so
+    that new responses can be compared with it.
+    """
+    found = []
+    for first, *_ in by_prompt(records).values():
+        answer = {"answer": first.responses[0]} if first.kind == "demonstration" else {}
+        found.append(Record("prompt", first.prompt, source=first.source, columns={**answer, **first.columns}))
+    return found
 
 
 def demonstrated_turns(records: list[Record], options: ViewOptions) -> list[Record]:

@@ -1,7 +1,7 @@
 """One record for every kind of feedback: what was asked, what was answered, and what people said of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -71,6 +71,12 @@ def as_conversation(prompt: Prompt) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message("user", prompt),) if prompt else ()
     return prompt
+
+
+def columns_of(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The records' other columns, each with one value a record, None where a record lacks it."""
+    names = dict.fromkeys(name for record in records for name in record.columns)
+    return {name: [record.columns.get(name) for record in records] for name in names}
 
 
 def check_text(value: object, name: str) -> None:

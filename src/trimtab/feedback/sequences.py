@@ -34,8 +34,22 @@ class Sequences:
             raise ValueError("every sequence needs at least one prompt token and one response token")
         return cls(torch.tensor(tokens, device=device), lengths[:, 0].to(device), lengths[:, 1].to(device))
 
+    @classmethod
+    def join(cls, parts: Sequence["Sequences"]) -> "Sequences":
+        """The sequences of all parts, in order."""
+        names = ("tokens", "prompt_lengths", "response_lengths")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
     def __len__(self) -> int:
         return len(self.prompt_lengths)
+
+    def select(self, rows: Tensor) -> "Sequences":
+        """The sequences of these numbers, in this order: rows [S'] -> S' sequences."""
+        lengths = self.lengths[rows]
+        owner = torch.repeat_interleave(lengths)
+        place = torch.arange(len(owner), device=owner.device) - (lengths.cumsum(0) - lengths)[owner]
+        tokens = self.tokens[self.starts[rows][owner] + place]
+        return Sequences(tokens, self.prompt_lengths[rows], self.response_lengths[rows])
 
     def to(self, device: torch.device | str) -> "Sequences":
         return Sequences(
@@ -79,6 +93,11 @@ class Sequences:
         return self.response_index - 1
 
     @cached_property
+    def state_index(self) -> Tensor:
+        """[M + S] where the response tokens were chosen, and each response's last: R + 1 a row."""
+        return (self.positions >= self.prompt_lengths[self.owner] - 1).nonzero()[:, 0]
+
+    @cached_property
     def targets(self) -> Tensor:
         """[M] the response tokens."""
         return self.tokens[self.response_index]
@@ -91,6 +110,12 @@ class Sequences:
     def unpack(self, flat: Tensor) -> Tensor:
         """Values of the M response tokens as rows: [M] -> [S, R], zero beyond a response's end."""
         return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+    def unpack_states(self, flat: Tensor) -> Tensor:
+        """Values of the M + S states as rows: [M + S] -> [S, R + 1], zero beyond a row's last."""
+        longest = int(self.response_lengths.max()) + 1
+        mask = torch.arange(longest, device=flat.device) <= self.response_lengths[:, None]
+        return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
     def padded(self, pad: int = 0) -> tuple[Tensor, Tensor]:
         """Right-padded tokens and attention mask, both [S, T]."""

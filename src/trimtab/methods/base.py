@@ -1,17 +1,21 @@
 """What a method is: the feedback it takes, its parameters, its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from torch import Tensor
 
 from trimtab.errors import UserError, nearest
 from trimtab.feedback.batches import Batch
 from trimtab.feedback.records import Kind
+from trimtab.objectives.coefficients import ziegler
+from trimtab.rollouts.rollout import Rollout
 
 Metrics = dict[str, Tensor]
-B = TypeVar("B", bound=Batch)
+Stage = Literal["supervised", "reward model", "preference", "reinforcement learning"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+B = TypeVar("B", bound=Batch | Rollout)
 M = TypeVar("M", bound="type[Method[Any]]")
 
 
@@ -21,7 +25,7 @@ class Method(Generic[B]):
 
     Class attributes make the summary table of `trimtab methods`:
         name: set by `@method`.
-        stage: what it trains; "supervised", "reward model" or "preference".
+        stage: where in the road it stands.
         data: the kind of feedback that it takes.
         trains: "policy" or "reward model".
         needs_reference: whether batches carry the reference's log-probs.
@@ -35,7 +39,7 @@ class Method(Generic[B]):
     """
 
     name: ClassVar[str]
-    stage: ClassVar[Literal["supervised", "reward model", "preference"]]
+    stage: ClassVar[Stage]
     data: ClassVar[Kind]
     trains: ClassVar[Literal["policy", "reward model"]] = "policy"
     needs_reference: ClassVar[bool] = False
@@ -65,6 +69,82 @@ class Method(Generic[B]):
             value = getattr(self, parameter)
             if not low <= value <= high:
                 raise UserError(f"--{parameter} {value}: {self.name} takes values from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineMethod(Method[Rollout]):
+    """A method that learns from what the policy does: n times collect, then k epochs on what was collected.
+
+    `advantages` is called once for each collection, `whole_step` once with all of it in micro-batches,
+    then `loss` for every micro-batch of the epochs.
+
+    Class attributes:
+        samples: responses to each prompt, if the run does not say.
+        epochs: passes over each collection, if the run does not say.
+        trains_actor: whether the optimiser moves the policy; TRPO moves it in `whole_step`.
+    """
+
+    stage = "reinforcement learning"
+    data = "prompt"
+    needs_reference = True
+    needs_reward_model = True
+    online = True
+    strength = "beta"
+    samples: ClassVar[int] = 4
+    epochs: ClassVar[int] = 1
+    trains_actor: ClassVar[bool] = True
+
+    beta: float = 0.05
+    """Price of a nat of KL to the reference, in units of the score: the leash."""
+    kl_target: float | None = None
+    """KL to the reference, in nats a response, that beta is steered to (Ziegler et al.); none leaves it."""
+
+    def __post_init__(self) -> None:
+        self.check(beta=(0.0, 1e3))
+        if self.kl_target is not None:
+            self.check(kl_target=(1e-6, 1e6))
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether values of states are learned beside the policy."""
+        return False
+
+    @property
+    def measures_step(self) -> bool:
+        """Whether `adapt` wants `old_kl` measured after the epochs, by a pass of its own."""
+        return False
+
+    @property
+    def reward_beta(self) -> float:
+        """Share of beta's price that is paid in the rewards; the rest is a loss of the method's own."""
+        return 1.0
+
+    def coefficients(self) -> dict[str, float]:
+        """What changes while training goes on, as it is at the start."""
+        return {"beta": self.beta}
+
+    def adapt(self, coefficients: Mapping[str, float], kl: float, old_kl: float) -> dict[str, float]:
+        """The coefficients for the next collection.
+
+        Args:
+            kl: to the reference, in nats a response, of the collection.
+            old_kl: from the policy before the update to the one after it, in nats a step.
+        """
+        if self.kl_target is None:
+            return dict(coefficients)
+        return {**coefficients, "beta": ziegler(coefficients["beta"], kl, self.kl_target)}
+
+    def advantages(self, rollout: Rollout) -> Rollout:
+        """The collection with advantages, and returns if a critic learns."""
+        raise TypeError(f"{type(self).__name__} defines no advantages")
+
+    def whole_step(self, policy: Any, parts: list[Rollout]) -> dict[str, float]:
+        """A step on the whole collection at once, before the epochs; returns metrics."""
+        return {}
+
+    def too_far(self, old_kl: float) -> bool:
+        """Whether the epochs stop here, the policy having gone this many nats a step from the old one."""
+        return False
 
 
 METHODS: dict[str, type[Method[Any]]] = {}

@@ -8,8 +8,15 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-    """log softmax(hidden @ weight.T + bias)[targets], without ever holding all the logits.
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """log softmax((hidden @ weight.T + bias) / temperature)[targets], without ever holding all the logits.
 
     The head and the softmax run over chunks of rows; the backward pass computes each chunk's
     logits again instead of keeping them. Exact: the same sums as the plain computation.
@@ -22,11 +29,30 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor
     Returns:
         [N] float32 log-probabilities, in nats.
     """
+    return _apply((hidden, weight, targets, bias), temperature, False)[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The same, and the entropy of each distribution in nats: [N], [N] float32, both differentiable."""
+    return _apply((hidden, weight, targets, bias), temperature, True)
+
+
+def _apply(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    hidden, weight, targets, bias = inputs
     device = hidden.device.type
     if torch.is_autocast_enabled(device):  # autocast does not reach into the backward pass below
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _ChunkedLogprobs.apply(hidden, weight, targets, bias)
+    return _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
@@ -34,38 +60,52 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias).float()
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    return logits if temperature == 1 else logits / temperature
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """d logp_i / d logits_i = onehot(target_i) - softmax(logits_i)."""
+    """d logp_i / d logits_i = onehot(target_i) - p_i;  d H_i / d logits_i = -p_i (log p_i + H_i)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
-        """[N, H], [V, H], [N], [V] or None -> [N]; keeps one log-sum-exp a row for the backward pass."""
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """[N, H], [V, H], [N], [V] or None -> [N], [N]; keeps one log-sum-exp a row for the backward pass."""
+        hidden, weight, targets, bias, temperature, with_entropy = inputs
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
-        normaliser = torch.empty_like(logprobs)
+        normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows], weight, bias)
+            logits = _logits(hidden[rows], weight, bias, temperature)
             normaliser[rows] = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser[rows]
-        ctx.save_for_backward(hidden, weight, targets, bias, normaliser)
-        return logprobs
+            if with_entropy:
+                p = (logits - normaliser[rows, None]).exp_()
+                entropy[rows] = normaliser[rows] - p.mul_(logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, targets, bias, normaliser, entropy)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
-        """[N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
-        hidden, weight, targets, bias, normaliser = ctx.saved_tensors
-        grad = grads[0]
-        need_hidden, need_weight, _, need_bias = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """[N], [N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
+        hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
+        grad, grad_entropy = grads
+        needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # sums over rows keep fp32, whatever the precision of the run
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows], weight, bias)
-            grad_logits = (logits - normaliser[rows, None]).exp_().mul_(-grad[rows, None])
+            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
+            log_p = logits.sub_(normaliser[rows, None])
+            if ctx.with_entropy:
+                surprise = (log_p + entropy[rows, None]).mul_(grad_entropy[rows, None])
+                grad_logits = log_p.exp_().mul_(surprise.add_(grad[rows, None]).neg_())
+            else:
+                grad_logits = log_p.exp_().mul_(-grad[rows, None])
             grad_logits.scatter_add_(-1, targets[rows, None], grad[rows, None].float())
+            if ctx.temperature != 1:
+                grad_logits /= ctx.temperature
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
@@ -78,6 +118,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None,
             None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
         )
 
 

@@ -1,5 +1,6 @@
 """What methods ask of the thing they train."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,46 @@ class Policy(Trainable, Protocol):
     def logprobs(self, sequences: Sequences) -> Tensor: ...
 
 
-class Scorer(Trainable, Protocol):
+class Scorer(Protocol):
     """Gives one score for each response: [S]."""
 
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device: ...
+
     def scores(self, sequences: Sequences) -> Tensor: ...
+
+
+ABSENT: Any = None  # what was not asked for, or what there is no critic for
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What actor and critic say of steps that were taken. All [B, T], zero beyond a row's end.
+
+    Attributes:
+        logprobs: of the actions taken, in nats.
+        entropy: of the distributions they were taken from, in nats; None if it was not asked for.
+        values, next_values: of the states before and after each step; None without a critic.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor = ABSENT
+    values: Tensor = ABSENT
+    next_values: Tensor = ABSENT
+
+
+class Actor(Trainable, Protocol):
+    """A policy that learns from what it does. `inputs` are Sequences, or observations with actions.
+
+    `logits` gives the whole distributions of the M steps as log-probs [M, V], in the order of the mask's
+    rows; `logits_with` gives them for other values of some of the policy's `named_parameters`, and can be
+    differentiated forwards.
+    """
+
+    def evaluate(self, inputs: Any, *, entropy: bool = False) -> Evaluation: ...
+    def named_parameters(self) -> dict[str, nn.Parameter]: ...
+    def critic_parameters(self) -> list[nn.Parameter]: ...
+    def logits(self, inputs: Any) -> Tensor: ...
+    def logits_with(self, parameters: dict[str, Tensor], inputs: Any) -> Tensor: ...

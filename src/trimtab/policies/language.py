@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import end_tokens
-from trimtab.objectives.logprobs import token_logprobs
-from trimtab.policies.model import TransformersModel
+from trimtab.objectives.divergences import categorical_entropy
+from trimtab.objectives.logprobs import token_logprobs, token_logprobs_and_entropy
+from trimtab.policies.model import TransformersModel, keeping_trainable
 
 
 class LanguagePolicy(TransformersModel):
@@ -21,26 +22,56 @@ class LanguagePolicy(TransformersModel):
         self.end_tokens = end_tokens(tokenizer, getattr(self.trunk.hf, "generation_config", None))
         self._head_is_linear = self._direct_head_is_exact()
 
-    def logprobs(self, sequences: Sequences) -> Tensor:
-        """Log-probs of the response tokens: [S, R] float32, zero beyond a response's end."""
+    def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """Log-probs of the response tokens: [S, R] float32, zero beyond a response's end.
+
+        Args:
+            temperature: of the softmax; that of the sampling, where the policy learns from its samples.
+        """
+        with self.autocasting():
+            return self.logprobs_at(self.trunk.hidden(sequences), sequences, temperature)
+
+    def logprobs_at(self, hidden: Tensor, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """`logprobs` from the trunk's hidden states [N, H]."""
+        hidden = hidden[sequences.predicting_index]
+        if self._head_is_linear:
+            head = self.trunk.hf.get_output_embeddings()
+            flat = token_logprobs(hidden, head.weight, sequences.targets, head.bias, temperature=temperature)
+        else:  # scaled, capped or adapted logits go through the model's own head
+            flat = self._head(hidden, temperature).gather(-1, sequences.targets[:, None])[:, 0]
+        return sequences.unpack(flat)
+
+    def logprobs_and_entropy_at(
+        self, hidden: Tensor, sequences: Sequences, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`logprobs_at`, and the entropy of each token's distribution in nats: [S, R], [S, R]."""
+        hidden = hidden[sequences.predicting_index]
+        if self._head_is_linear:
+            head = self.trunk.hf.get_output_embeddings()
+            flat, entropy = token_logprobs_and_entropy(
+                hidden, head.weight, sequences.targets, head.bias, temperature=temperature
+            )
+        else:
+            logprobs = self._head(hidden, temperature)
+            flat = logprobs.gather(-1, sequences.targets[:, None])[:, 0]
+            entropy = categorical_entropy(logprobs)
+        return sequences.unpack(flat), sequences.unpack(entropy)
+
+    def logits(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """The whole distribution of every response token as log-probs: [M, V], row by row."""
         with self.autocasting():
             hidden = self.trunk.hidden(sequences)[sequences.predicting_index]
-            if self._head_is_linear:
-                head = self.trunk.hf.get_output_embeddings()
-                flat = token_logprobs(hidden, head.weight, sequences.targets, head.bias)
-            else:  # scaled, capped or adapted logits go through the model's own head
-                flat = self._head(hidden).gather(-1, sequences.targets[:, None])[:, 0]
-        return sequences.unpack(flat)
+            return self._head(hidden, temperature)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the adapter is off: the policy is its own reference, and costs no second model."""
         if not self.has_adapter:
             raise ValueError("only a policy with an adapter is its own reference")
-        with self.model.disable_adapter(), torch.no_grad():
+        with keeping_trainable(self.model), self.model.disable_adapter(), torch.no_grad():
             yield
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def _head(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """[M, H] -> [M, V] log-probs, by the model's own path from hidden states to logits."""
         hf = self.trunk.hf
         logits = hf.get_output_embeddings()(hidden).float()
@@ -51,7 +82,7 @@ class LanguagePolicy(TransformersModel):
             logits = logits / scale
         if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
             logits = torch.tanh(logits / cap) * cap
-        return logits.log_softmax(-1)
+        return (logits / temperature).log_softmax(-1)
 
     @torch.no_grad()
     def _direct_head_is_exact(self) -> bool:

@@ -170,6 +170,8 @@ def _merged(model: Any, folder: str) -> Any:
     config = PeftConfig.from_pretrained(folder)
     if config.task_type == "CAUSAL_LM":
         config.task_type = None  # the trunk is the same below a reward model's head
+    else:
+        _fit_embeddings(model, load_tokenizer(folder))  # it may bring the row of its padding token
     model = PeftModel.from_pretrained(model, folder, config=config).merge_and_unload()
     model.name_or_path = ""  # no folder holds what it is now; see `save`
     return model
@@ -193,31 +195,41 @@ def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str, seed: 
     return model.train()
 
 
-def _with_adapter(model: Any, config: ModelConfig, task: str) -> Any:
-    from peft import LoraConfig, get_peft_model
+def lora_config(config: ModelConfig, task: str) -> Any:
+    """peft's description of the adapter that `config` asks for; task: CAUSAL_LM or SEQ_CLS."""
+    from peft import LoraConfig
 
     names = config.lora_targets
-    targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
-    peft_config = LoraConfig(
+    return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
-        target_modules=targets,
+        target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
         task_type=task,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
+
+
+def _with_adapter(model: Any, config: ModelConfig, task: str) -> Any:
+    from peft import get_peft_model
+
     try:
-        return get_peft_model(model, peft_config)
+        return get_peft_model(model, lora_config(config, task))
     except ValueError as error:
-        raise UserError(f"--lora-targets {names}: {error}") from error
+        raise UserError(f"--lora-targets {config.lora_targets}: {error}") from error
 
 
 def _give_padding_token(model: Any, tokenizer: Any) -> None:
     """Reward models get a padding token that no response ends with (see RewardModel)."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer))
+        _fit_embeddings(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _fit_embeddings(model: Any, tokenizer: Any) -> None:
+    """A row for every token."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def _only_local(name: str) -> bool:

@@ -1,6 +1,7 @@
 """What a language policy and a reward model have in common: weights, tokenizer, precision, saving."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from trimtab.policies.trunk import Trunk
+
+OWN = "default"  # peft's name for a model's own adapter; others on its trunk are a critic's or a reward's
 
 
 class TransformersModel:
@@ -34,8 +37,10 @@ class TransformersModel:
         return hasattr(self.model, "disable_adapter")
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """The parameters that are trained, without those of other adapters on the same trunk."""
+        others = getattr(self.model, "peft_config", {}).keys() - {OWN}
+        named = self.model.named_parameters()
+        return [p for name, p in named if p.requires_grad and others.isdisjoint(name.split("."))]
 
     def autocasting(self) -> AbstractContextManager[Any]:
         """The precision in which the model computes."""
@@ -49,9 +54,25 @@ class TransformersModel:
         An adapter is written alone and names the folder of its base. Where its base was itself merged
         from an adapter there is no such folder: then the whole model is written, and cannot be used on.
         """
-        model = self.model
-        for adapter in getattr(model, "peft_config", {}).values():
-            if not adapter.base_model_name_or_path:
-                model = model.float().merge_and_unload()  # in bf16 small changes would be lost
-        model.save_pretrained(folder)
+        if not self.has_adapter:
+            self.model.save_pretrained(folder)
+        elif self.model.peft_config[OWN].base_model_name_or_path:
+            self.model.save_pretrained(folder, selected_adapters=[OWN])
+        else:  # merged in fp32: in bf16 small changes would be lost
+            self.model.float().merge_and_unload().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def keeping_trainable(model: nn.Module) -> Iterator[None]:
+    """Afterwards the same parameters are trained as before.
+
+    peft freezes all adapters but the active one whenever it switches adapters or turns them off, and
+    autograd then drops the gradients of graphs that still wait for their backward pass.
+    """
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)

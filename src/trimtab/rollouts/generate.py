@@ -12,6 +12,8 @@ from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.feedback.sequences import Ids
 from trimtab.policies.language import LanguagePolicy
 
+MOST_FINISHED = 0.25  # share of rows that may idle before they leave: leaving copies the cache
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,18 +25,28 @@ class Sampling:
     """Of the softmax; 0 takes the most likely token."""
     batch_size: int = 64
     """Prompts that are answered at once."""
+    top_k: int | None = None
+    """Draw among this many most likely tokens only."""
+    top_p: float | None = None
+    """Draw among the most likely tokens only that together have this probability."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "batch_size")
-        check_bounds(self, temperature=(0, math.inf))
+        check_positive(self, "max_new_tokens", "batch_size", "top_k", "top_p")
+        check_bounds(self, temperature=(0, math.inf), top_p=(0, 1))
 
 
 @dataclass(frozen=True)
 class Response:
-    """Tokens of one response, its end token included, and whether it came to an end by itself."""
+    """Tokens of one response, its end token included.
+
+    Attributes:
+        ended: whether it came to an end by itself.
+        logprobs: of each token at the sampling's temperature, in nats, without regard to top-k and top-p.
+    """
 
     tokens: list[int]
     ended: bool
+    logprobs: list[float]
 
 
 @torch.no_grad()
@@ -69,6 +81,11 @@ def generate(
     return answers
 
 
+def decode(policy: LanguagePolicy, response: Response) -> str:
+    """A response as text, without its end token."""
+    return str(policy.tokenizer.decode(response.tokens, skip_special_tokens=True))
+
+
 def _answer(
     policy: LanguagePolicy,
     prompts: list[Ids],
@@ -84,23 +101,37 @@ def _answer(
     cache.batch_repeat_interleave(samples)
     ends = torch.tensor(sorted(policy.end_tokens), device=policy.device)
     rows = torch.arange(len(logits), device=policy.device)
-    chosen: list[list[int]] = [[] for _ in rows]
-    ended = [False] * len(rows)
+    steps: list[Tensor] = []  # [3, B] row, token, whether it ends
+    logprobs: list[Tensor] = []
+    done = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
     for step in range(sampling.max_new_tokens):
-        token = _choose(logits, sampling.temperature, generator)
-        finished = torch.isin(token, ends)
-        for row, t, end in zip(rows.tolist(), token.tolist(), finished.tolist(), strict=True):
-            chosen[row].append(t)
-            ended[row] = end
-        if step == sampling.max_new_tokens - 1 or bool(finished.all()):
+        token, logprob = _choose(logits, sampling, generator)
+        ends_here = torch.isin(token, ends)
+        steps.append(torch.stack([rows, token, ends_here])[:, ~done])
+        logprobs.append(logprob[~done])
+        done = done | ends_here
+        finished = int(done.sum())
+        if step == sampling.max_new_tokens - 1 or finished == len(rows):
             break
-        if bool(finished.any()):
-            going = (~finished).nonzero()[:, 0]
-            rows, token, mask = rows[going], token[going], mask[going]
+        if finished > len(rows) * MOST_FINISHED:
+            going = (~done).nonzero()[:, 0]
+            rows, token, mask, done = rows[going], token[going], mask[going], done[going]
             cache.batch_select_indices(going)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits, cache = _read(policy, token[:, None], mask, cache)
-    return [Response(c, e) for c, e in zip(chosen, ended, strict=True)]
+    return _responses(len(prompts) * samples, torch.cat(steps, dim=1), torch.cat(logprobs))
+
+
+def _responses(count: int, steps: Tensor, logprobs: Tensor) -> list[Response]:
+    """[3, N] rows, tokens and ends in the order in which they were drawn, as responses."""
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    values: list[list[float]] = [[] for _ in range(count)]
+    ended = [False] * count
+    for row, token, end, value in zip(*steps.tolist(), logprobs.tolist(), strict=True):
+        tokens[row].append(token)
+        values[row].append(value)
+        ended[row] = bool(end)
+    return [Response(*parts) for parts in zip(tokens, ended, values, strict=True)]
 
 
 def _read(policy: LanguagePolicy, tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
@@ -121,13 +152,30 @@ def _read(policy: LanguagePolicy, tokens: Tensor, mask: Tensor, cache: Any) -> t
     return out.logits[:, -1].float(), out.past_key_values
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    # one uniform number a row; torch.multinomial draws one for each token of the vocabulary
-    mass = (logits / temperature).softmax(-1).cumsum(-1)
-    point = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
-    return torch.searchsorted(mass, point, right=True).clamp(max=mass.shape[1] - 1)[:, 0]
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A token for each row, [B], and its log-prob, [B]."""
+    logprobs = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
+    if sampling.temperature == 0:
+        token = logprobs.argmax(-1)
+    else:
+        # one uniform number a row; torch.multinomial draws one for each token of the vocabulary
+        mass = _kept(logprobs.exp(), sampling).cumsum(-1)
+        point = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
+        token = torch.searchsorted(mass, point, right=True).clamp(max=mass.shape[1] - 1)[:, 0]
+    return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def _kept(probs: Tensor, sampling: Sampling) -> Tensor:
+    """[B, V] probabilities, zero where top-k or top-p leaves a token out."""
+    if sampling.top_k is not None and sampling.top_k < probs.shape[1]:
+        least = probs.topk(sampling.top_k).values[:, -1:]
+        probs = probs.masked_fill(probs < least, 0.0)
+    if sampling.top_p is not None:
+        falling, order = probs.sort(descending=True)
+        before = falling.cumsum(-1) - falling
+        beyond = before >= sampling.top_p * falling.sum(-1, keepdim=True)
+        probs = probs.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    return probs
 
 
 def _left_padded(prompts: list[Ids], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,37 +2,79 @@
 
 import argparse
 import sys
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from trimtab.truth.cases import BOUND, CASES, solve
-from trimtab.truth.llama import BOUND as LLAMA_BOUND
-from trimtab.truth.llama import end_to_end
-from trimtab.truth.page import figure, page
+from trimtab.truth import cases, gradients, llama, reinforcement, trust
+from trimtab.truth.measured import Measured
+from trimtab.truth.page import Findings, page
 from trimtab.truth.world import World
+
+Case = TypeVar("Case")
+Found = TypeVar("Found", bound=Measured)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trimtab.truth", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/truth.md"))
     out = parser.parse_args().out
-    world = World.draw(seed=0)
-    line = "{:40} {:42} {:>9} {:>8}"
-    print(line.format("method", "optimum known from", "distance", "seconds"))
-    results = []
-    for case in CASES:
-        result = solve(case, world)
-        results.append(result)
-        seconds = f"{result.seconds:.1f}"
-        print(line.format(case.title, case.known_from, figure(result.distance), seconds), flush=True)
-    llama = end_to_end(world)
-    print(f"dpo on a Llama of {llama.parameters:,} parameters: {llama.before:.4f} -> {llama.after:.4f}")
-    out.write_text(page(results, llama), encoding="utf-8")
+    findings = measure(World.draw(seed=0))
+    out.write_text(page(findings), encoding="utf-8")
     print(f"written: {out}")
-    missed = [r.case.title for r in results if r.distance > BOUND]
-    missed += ["end to end"] if llama.after > LLAMA_BOUND else []
+    missed = findings.missed()
     if missed:
-        print("too far from the optimum: " + ", ".join(missed))
+        print("missed its bound: " + ", ".join(missed))
     return 1 if missed else 0
+
+
+def measure(world: World) -> Findings:
+    """Everything on the page, printed as it is found."""
+    return Findings(
+        recorded=_each("recorded feedback", cases.CASES, lambda case: cases.solve(case, world)),
+        enumerated=_each(
+            "reinforcement learning, all responses",
+            reinforcement.ENUMERATED,
+            lambda case: reinforcement.solve_enumerated(case, world),
+        ),
+        drawn=_each(
+            "reinforcement learning, drawn responses",
+            reinforcement.DRAWN,
+            lambda case: reinforcement.solve_drawn(case, world),
+        ),
+        gradients=_each(
+            "drawn gradients: off by, largest z, chance",
+            enumerate(gradients.GRADIENTS),
+            lambda case: gradients.agreement(case[1], world, seed=case[0]),
+        ),
+        equalities=_each(
+            "equal gradients: difference, bound",
+            [lambda: gradients.ppo_begins_as_a2c(world), trust.fisher_on_a_llama],
+            lambda make: make(),
+        ),
+        steps=_each(
+            "TRPO: bound, KL, reported, gain, best",
+            trust.STEPS,
+            lambda parameters: trust.first_step(parameters, world),
+        ),
+        llama=_each("a Llama on pairs", [world], llama.end_to_end)[0],
+        llamas=_each(
+            "a Llama on its own answers", llama.ONLINE, lambda case: llama.learn_online(case, world)
+        ),
+    )
+
+
+def _each(title: str, given: Iterable[Case], find: Callable[[Case], Found]) -> list[Found]:
+    print(title)
+    found = []
+    for case in given:
+        start = time.perf_counter()
+        found.append(find(case))
+        seconds = f"{time.perf_counter() - start:.1f} s"
+        miss = "MISSED" if found[-1].missed else ""
+        print("   ", "  ".join([*found[-1].cells, seconds, miss]).rstrip(), flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 from trimtab.methods import find
 from trimtab.truth import optima
+from trimtab.truth.measured import figure, titled
 from trimtab.truth.populations import POPULATIONS
 from trimtab.truth.world import Array, TabularPolicy, TabularScorer, World, distribution, total_variation
 
@@ -25,7 +26,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        return " ".join([self.method, *(f"{name}={value}" for name, value in self.parameters.items())])
+        return titled(self.method, self.parameters)
 
     def optimum(self, world: World) -> Array:
         """[P, Y] a distribution, or rewards for reward models."""
@@ -61,6 +62,15 @@ class Result:
     distance: float
     from_regularised: float | None
     seconds: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        regularised = "" if self.from_regularised is None else figure(self.from_regularised)
+        return self.case.title, self.case.known_from, figure(self.distance), regularised
+
+    @property
+    def missed(self) -> bool:
+        return not self.distance <= BOUND
 
 
 def solve(case: Case, world: World) -> Result:

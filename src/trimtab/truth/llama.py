@@ -1,17 +1,28 @@
-"""The same world by the way that users go: a transformer, sampled pairs, the training loop."""
+"""The same world by the way that users go: a transformer, its own answers, the training loops."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from trimtab.feedback.batches import Example, Table
+from trimtab.feedback.records import Prompt, Record
 from trimtab.feedback.sequences import Sequences
 from trimtab.methods.dpo import DPO
+from trimtab.online import OnlineConfig, train_online
+from trimtab.policies.actor_critic import ActorCritic, head_critic
 from trimtab.policies.language import LanguagePolicy
+from trimtab.rollouts.collect import CollectConfig, Collector
+from trimtab.rollouts.rewards import WeightedSum, checked
+from trimtab.rollouts.verifiers import Columns
 from trimtab.train import RunConfig, train
+from trimtab.truth.actor import online_method
+from trimtab.truth.measured import figure
 from trimtab.truth.optima import tilted
 from trimtab.truth.world import (
+    END,
+    LONGEST,
     PROMPTS,
     RESPONSES,
     ROWS,
@@ -22,7 +33,9 @@ from trimtab.truth.world import (
     total_variation,
 )
 
-BOUND = 0.05  # what the chance in the pairs and few steps leave
+BOUND = 0.05  # what the chance in the answers and few steps leave
+LETTERS = ".abc"
+PROMPT_TEXTS = ["".join(LETTERS[token] for token in ROWS[i * len(RESPONSES)][0]) for i in range(PROMPTS)]
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,14 @@ class EndToEnd:
     pairs: int
     before: float
     after: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return "dpo", str(self.pairs), figure(self.before), figure(self.after)
+
+    @property
+    def missed(self) -> bool:
+        return not self.after <= BOUND
 
 
 def end_to_end(world: World, *, beta: float = 1.0, pairs: int = 100_000, steps: int = 200) -> EndToEnd:
@@ -55,12 +76,74 @@ def end_to_end(world: World, *, beta: float = 1.0, pairs: int = 100_000, steps: 
     )
 
 
+@dataclass(frozen=True)
+class OnlineLlama:
+    """Reinforcement learning of the tiny Llama, and how far it came: total variation to its optimum."""
+
+    method: str
+    learning_rate: float
+    refreshes: int
+    before: float = float("nan")
+    after: float = float("nan")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self.method, str(self.refreshes), figure(self.before), figure(self.after)
+
+    @property
+    def missed(self) -> bool:
+        return not self.after <= BOUND
+
+
+ONLINE = [OnlineLlama("rloo", 5e-3, 120), OnlineLlama("ppo", 2e-3, 80)]
+ANSWERS = 512  # a refresh
+
+
+def learn_online(case: OnlineLlama, world: World, *, beta: float = 1.0) -> OnlineLlama:
+    """The case with its figures: the Llama answers the prompts as text, and a function scores the texts."""
+    policy, before = tiny_llama(seed=0), tiny_llama(seed=0)
+    reference = distribution(before)
+    optimum = tilted(reference, world.reward / beta)
+    method = online_method(case.method, beta=beta)
+    actor = ActorCritic(policy, head_critic(policy) if method.needs_critic else None)
+    source = Collector(
+        policy,
+        [Record("prompt", prompt, ()) for prompt in PROMPT_TEXTS],
+        WeightedSum({"world": checked(_Reward(world), "world")}, {"world": 1.0}),
+        CollectConfig(prompts=ANSWERS // method.samples, max_new_tokens=LONGEST, generate_batch=ANSWERS),
+        samples=method.samples,
+        max_length=1024,
+        seed=0,
+    )
+    run = OnlineConfig(refreshes=case.refreshes, learning_rate=case.learning_rate, warmup=0.05)
+    for _ in train_online(method, actor, source, run, torch.no_grad()(before.logprobs)):
+        pass
+    after = total_variation(distribution(policy), optimum)
+    return replace(case, before=total_variation(reference, optimum), after=after)
+
+
+@dataclass(frozen=True)
+class _Reward:
+    """The world's reward as users write one: of texts. Three letters are a response that was cut off."""
+
+    world: World
+
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Columns | None = None
+    ) -> list[float]:
+        texts = ["".join(LETTERS[token] for token in y if token != END) for y in RESPONSES]
+        return [
+            float(self.world.reward[PROMPT_TEXTS.index(str(p)), texts.index(r)])
+            for p, r in zip(prompts, responses, strict=True)
+        ]
+
+
 def tiny_llama(seed: int) -> LanguagePolicy:
     """A Llama of two layers over the world's tokens, with weights large enough to have preferences."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    letters = {letter: token for token, letter in enumerate(".abc")}
+    letters = {letter: token for token, letter in enumerate(LETTERS)}
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -73,7 +156,10 @@ def tiny_llama(seed: int) -> LanguagePolicy:
         eos_token_id=0,
     )
     torch.manual_seed(seed)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(letters)), eos_token=".")
+    of_letters = Tokenizer(models.WordLevel(letters))
+    of_letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    of_letters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_letters, eos_token=LETTERS[END])
     return LanguagePolicy(LlamaForCausalLM(config), tokenizer)
 
 

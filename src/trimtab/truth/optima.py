@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import brentq, minimize
 
-from trimtab.truth.world import LENGTHS, PROMPTS, RESPONSES, Array, World
+from trimtab.truth.world import LENGTHS, PROMPTS, RESPONSES, Array, World, code
 
 Loss = Callable[[Array], float]  # of a distribution [Y]
 
@@ -114,6 +114,61 @@ def orpo(world: World, beta: float) -> Array:
         return at
 
     return _minimise(world, loss)
+
+
+def grpo(world: World, beta: float, group: int, weights: Array) -> Array:
+    """Where GRPO with its KL as a loss comes to rest; it is the optimum of nothing.
+
+    With an advantage for the score alone, and each token's KL paid for that token alone, the gradient is
+    zero where in every state s
+
+        f w(s, a) (score(s, a) - b) - beta w(s, a) log(pi(a | s) / ref(a | s))  is the same for every a,
+
+    w(s, a) being the expected weight of the responses that go on so under pi itself, score(s, a) their
+    expected score by that weight, b the expected score of all. A response is part of its group's mean, so
+    that its advantage is f = 1 - 1 / group of what it would be against others. Equal weights cancel:
+    pi(a | s) = ref(a | s) exp(f score(s, a) / beta), normalised, found from the last token backwards.
+
+    Args:
+        weights: [Y] what a token of each response counts: the same for all, or 1 / length.
+    """
+
+    price = beta / (1 - 1 / group)
+
+    def at(b: float, prompt: int) -> Array:
+        return _at_rest(world, prompt, (), price=price, b=b, weights=weights)
+
+    found = []
+    for prompt, r in enumerate(world.reward):
+
+        def excess(b: float, prompt: int = prompt, r: Array = r) -> float:
+            return float(at(b, prompt) @ r) - b
+
+        found.append(at(brentq(excess, r.min(), r.max(), xtol=1e-12), prompt))
+    return np.array(found)
+
+
+def _at_rest(
+    world: World, prompt: int, start: tuple[int, ...], *, price: float, b: float, weights: Array
+) -> Array:
+    """[Y] the distribution of `grpo` over the responses that begin with `start`, given b."""
+    if start in RESPONSES:
+        return np.eye(len(RESPONSES))[RESPONSES.index(start)]
+    ref = world.conditionals[prompt, code(start)]
+    after = np.array(
+        [
+            _at_rest(world, prompt, (*start, token), price=price, b=b, weights=weights)
+            for token in range(len(ref))
+        ]
+    )
+    weight = after @ weights
+    gain = after @ (weights * (world.reward[prompt] - b))
+
+    def at(level: float) -> Array:
+        return np.asarray(ref * np.exp((gain - level) / (price * weight)))
+
+    level = brentq(lambda x: at(x).sum() - 1, gain.min(), gain.max(), xtol=1e-14)
+    return np.asarray(at(level) @ after)
 
 
 _STARTS = sorted({y[:t] for y in RESPONSES for t in range(len(y) + 1)})

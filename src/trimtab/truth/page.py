@@ -1,10 +1,15 @@
 """docs/truth.md: the figures with what they mean."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trimtab.truth.cases import BOUND, Result
+from trimtab.truth.gradients import BATCHES, LARGEST_Z, LEAST_CHANCE, ROWS_EACH, Agreement, Equality
+from trimtab.truth.llama import ANSWERS, EndToEnd, OnlineLlama
 from trimtab.truth.llama import BOUND as LLAMA_BOUND
-from trimtab.truth.llama import EndToEnd
+from trimtab.truth.measured import Measured, table
+from trimtab.truth.reinforcement import DRAWN_BOUND, DRAWN_ROWS, OnlineResult
+from trimtab.truth.trust import Step
 
 PAGE = """\
 # Is it right? Numbers from outside
@@ -19,13 +24,15 @@ prompt, all enumerated. The reference policy is drawn at random (every token has
 the rewards are normal. All feedback that this world can give is one batch: every pair of responses with its
 probability under the reference and Bradley-Terry, every response with a thumb up of probability
 sigmoid(reward), and so on. The policy is a table with a free distribution for every prefix. What is trained
-is the method as users run it, on batches as users have them; nothing is sampled, so what remains is the
-method's own error.
+is the method as users run it, on batches as users have them; nothing is sampled unless it says so, so what
+remains is the method's own error.
 
 The optima come from another route: distributions over the 40 responses, in numpy, with formulas written
 anew from the papers (`src/trimtab/truth/optima.py`).
 
-{table}
+## Recorded feedback
+
+{recorded}
 
 Distance: total variation to the optimum, for the worse of the two prompts; for reward models the largest
 error of a centred score. It must be at most {bound}. The last column is the total variation to the
@@ -54,12 +61,84 @@ optimises, with the same data.
 - **sft** reaches the distribution of the demonstrations; **reward_model** and **reward_ranking** recover the
   rewards up to a constant for each prompt, from pairs and from rankings of four.
 
+## Reinforcement learning
+
+Every method asks for E[r] - β KL(π || ref) at β = 0.5, and r - β log(π / ref) is its reward; the optimum is
+ref · exp(r / β), the same as DPO's.
+
+### On all responses
+
+The training loop itself, but each refresh collects every response (for RLOO and GRPO every pair of
+responses to a prompt), and each loss counts by the policy's own probability of it, computed anew at each
+refresh. Critics are tables, learned beside the policy by the method's own loss. PPO and PPO with KL make 4
+updates a refresh.
+
+{enumerated}
+
+Distance: total variation, at most {bound}.
+
+### On drawn responses
+
+The training loop as users run it: 100 refreshes of {rows:,} answers that the policy draws, learning rates
+falling to zero.
+
+{drawn}
+
+Distance: total variation, at most {drawn_bound}. It is chance that is left.
+
+- Near the optimum r - β log(π / ref) is the same for all responses to a prompt, so that advantages vanish
+  and with them the noise. `reinforce baseline=none` has nothing to subtract and keeps its noise.
+- Whitening (`ppo` as it is by default) and GRPO's division by the deviation (`grpo kl=reward`) blow up what
+  is left of the advantages there, but do not move the optimum: with a learning rate that falls to zero they
+  end no further off. All other rows go without, so that they measure the policy gradient alone.
+- **trpo** takes steps of a size that does not fall: the bound on the KL is set to 0.001, since a policy
+  that moves by 0.01 nats a token at every refresh ends about 0.05 off.
+- **grpo** in its usual form pays the KL as a loss of each token, which leaves out what a token does to the
+  KL of later ones, so that it is the optimum of nothing: it comes to rest where π(a | s) = ref(a | s) exp(f
+  E[r | s, a] / β), normalised, E[r | s, a] being the expected score alone under π itself. f = 1 - 1 / G,
+  since a response is part of the mean of its group of G: advantages are that much smaller than they would
+  be against others, and the KL is not. With `aggregation=grpo` long responses count less in both terms,
+  each by 1 / length. With `kl=reward` neither matters and all three end at the optimum. (With `scale=True`
+  the price of KL depends on how much the answers differ; where that rests has no formula here.)
+
+### Gradients
+
+The mean of the gradients of {batches} batches of {each} drawn answers, by a policy away from the reference,
+against the derivative of what is to be maximised, taken by enumeration. Values are exact, so that `lam`
+must not matter. Off by: the length of the difference as a share of the gradient's. z: of all components,
+the one that is off by the most standard errors, below {largest_z:g}. Chance: that drawing alone brings such
+a difference (Hotelling's T² over all components together), above {least_chance:g}.
+
+{gradients}
+
+{equalities}
+
+PPO's gradient before its first update is that of A2C; TRPO's product of Fisher matrix and vector,
+differentiated forwards and then backwards through a Llama, is the KL's second derivative.
+
+### TRPO's step
+
+The first step from the reference, with every response as often as its probability says (all are multiples
+of 1/512). KL(old || new), the mean over tokens: as the method reports it, and over all prefixes in numpy;
+they must agree to rounding, and keep to the bound. Gain: what the surrogate rises by; the best is what a
+step of that KL can gain to first order.
+
+{steps}
+
+Damping, 0.1 unless it is given, shortens the step: it counts as curvature that this small Fisher matrix
+lacks.
+
 ## End to end
 
 The same world by the way that users go: a Llama of {parameters:,} parameters is its own reference, writes
 {pairs:,} pairs of different responses, the rewards judge them, and the training loop runs DPO (β = 1) on
 them for 200 steps of 512. Total variation to its optimum, enumerated: {before:.3f} before training,
 **{after:.3f}** after it (bound {llama_bound}). What is left is the chance in the pairs and the few steps.
+
+The same Llama by reinforcement learning (β = 1, {answers} answers a refresh): it answers the prompts as
+text, a function gives the texts their rewards, PPO's critic is a head on the Llama itself.
+
+{llamas}
 
 ## The same batch through TRL 1.16
 
@@ -87,24 +166,48 @@ to 1e-5 (`tests/policies/test_packing.py`, `tests/methods/test_invariance.py`).
 """
 
 
-def page(results: Sequence[Result], llama: EndToEnd) -> str:
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is measured for the page."""
+
+    recorded: Sequence[Result]
+    enumerated: Sequence[OnlineResult]
+    drawn: Sequence[OnlineResult]
+    gradients: Sequence[Agreement]
+    equalities: Sequence[Equality]
+    steps: Sequence[Step]
+    llama: EndToEnd
+    llamas: Sequence[OnlineLlama]
+
+    def missed(self) -> list[str]:
+        """The titles of those that are further off than they may be."""
+        rows: list[Measured] = [*self.recorded, *self.enumerated, *self.drawn, *self.gradients]
+        rows += [*self.equalities, *self.steps, self.llama, *self.llamas]
+        return [row.cells[0] for row in rows if row.missed]
+
+
+def page(found: Findings) -> str:
     """The page in Markdown. The same numbers give the same text."""
-    rows = ["| method | optimum known from | distance | to ref · exp(r / β) |", "|---|---|---|---|"]
-    for result in results:
-        regularised = "" if result.from_regularised is None else figure(result.from_regularised)
-        cells = f"`{result.case.title}`", result.case.known_from, figure(result.distance), regularised
-        rows.append("| " + " | ".join(cells) + " |")
+    ends = ["method", "optimum known from", "distance", "to ref · exp(r / β)"]
     return PAGE.format(
-        table="\n".join(rows),
+        recorded=table(ends, found.recorded),
+        enumerated=table(ends, found.enumerated),
+        drawn=table(ends, found.drawn),
+        gradients=table(["method", "off by", "largest z", "chance"], found.gradients),
+        equalities=table(["", "largest difference", "bound"], found.equalities),
+        steps=table(["step", "bound", "KL enumerated", "KL reported", "gain", "best"], found.steps),
+        llamas=table(["method", "refreshes", "before", "after"], found.llamas),
         bound=BOUND,
-        parameters=llama.parameters,
-        pairs=llama.pairs,
-        before=llama.before,
-        after=llama.after,
+        drawn_bound=DRAWN_BOUND,
+        rows=DRAWN_ROWS,
+        batches=BATCHES,
+        each=ROWS_EACH,
+        largest_z=LARGEST_Z,
+        least_chance=LEAST_CHANCE,
+        answers=ANSWERS,
+        parameters=found.llama.parameters,
+        pairs=found.llama.pairs,
+        before=found.llama.before,
+        after=found.llama.after,
         llama_bound=LLAMA_BOUND,
     )
-
-
-def figure(value: float) -> str:
-    """Four digits; what is smaller is rounding."""
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

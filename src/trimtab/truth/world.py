@@ -102,11 +102,8 @@ class TabularPolicy:
 
     def logprobs(self, sequences: Sequences) -> Tensor:
         """Log-probs of the response tokens: [S, R] float64, zero beyond a response's end."""
-        tokens = sequences.unpack(sequences.targets)
-        prefix = torch.zeros_like(tokens)
-        for place in range(1, tokens.shape[1]):
-            prefix[:, place] = prefix[:, place - 1] * VOCABULARY + tokens[:, place - 1]
-        logprobs = self.logits.log_softmax(-1)[_prompts(sequences)[:, None], prefix, tokens]
+        tokens, prefix = sequences.unpack(sequences.targets), prefix_codes(sequences)[:, :-1]
+        logprobs = self.logits.log_softmax(-1)[prompts(sequences)[:, None], prefix, tokens]
         return logprobs.masked_fill(~sequences.mask, 0.0)
 
 
@@ -126,12 +123,21 @@ class TabularScorer:
         tokens = sequences.unpack(sequences.targets)
         padded = torch.nn.functional.pad(tokens, (0, LONGEST - tokens.shape[1]), value=END)
         digits = VOCABULARY ** torch.arange(LONGEST - 1, -1, -1)
-        return self.table[_prompts(sequences), _INDEX[(padded * digits).sum(-1)]]
+        return self.table[prompts(sequences), _INDEX[(padded * digits).sum(-1)]]
 
 
-def _prompts(sequences: Sequences) -> Tensor:
+def prompts(sequences: Sequences) -> Tensor:
     """[S] which prompt each sequence has."""
     return sequences.tokens[sequences.starts + 1] - 1
+
+
+def prefix_codes(sequences: Sequences) -> Tensor:
+    """[S, R + 1] the code of what stands before each response token, and of the whole response."""
+    tokens = sequences.unpack(sequences.targets)
+    codes = tokens.new_zeros(len(tokens), tokens.shape[1] + 1)
+    for place in range(tokens.shape[1]):
+        codes[:, place + 1] = codes[:, place] * VOCABULARY + tokens[:, place]
+    return codes
 
 
 @torch.no_grad()

@@ -1,0 +1,138 @@
+"""TRPO: the largest step that keeps to a bound on the KL."""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from trimtab.errors import UserError
+from trimtab.methods.base import Metrics, OnlineMethod, method
+from trimtab.objectives.divergences import categorical_kl
+from trimtab.objectives.policy_gradient import surrogate, value_loss
+from trimtab.objectives.trust_region import Parameters, fisher_vector_product, line_search, natural_step
+from trimtab.policies.base import Actor
+from trimtab.rollouts.rollout import Rollout
+
+
+@method("trpo")
+@dataclass(frozen=True, kw_only=True)
+class TRPO(OnlineMethod):
+    """One natural-gradient step for each collection; the critic then learns by the optimiser."""
+
+    epochs = 4
+    trains_actor = False
+    learning_rate = 1e-4
+    source = "Schulman et al. 2015, arXiv:1502.05477, eq. 14 and app. C"
+    when = "Steps of a known size, without a learning rate for the policy; adapters or small models."
+
+    max_kl: float = 0.01
+    """Bound of KL(old || new), the mean over tokens in nats."""
+    cg_iterations: int = 10
+    """Conjugate-gradient iterations for the direction."""
+    damping: float = 0.1
+    """Added to the Fisher matrix's diagonal."""
+    halvings: int = 10
+    """How often the step is halved until the bound holds and the surrogate improves."""
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lam: float = 0.95
+    """GAE's mixture: 1 trusts the returns, 0 the critic."""
+    whiten: bool = True
+    """Bring each collection's advantages to mean 0 and standard deviation 1."""
+    parameters: str = ""
+    """Regular expression for the names of the parameters that move; empty moves all that are trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(max_kl=(1e-9, 1e3), cg_iterations=(1, 1e3), damping=(0.0, 1e3), halvings=(0, 100))
+        self.check(gamma=(0.0, 1.0), lam=(0.0, 1.0))
+
+    @property
+    def needs_critic(self) -> bool:
+        return True
+
+    def advantages(self, rollout: Rollout) -> Rollout:
+        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
+
+    def units(self, batch: Rollout) -> int:
+        return int(batch.mask.sum())
+
+    def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
+        """The critic's: the policy has moved already."""
+        values = policy.evaluate(batch.inputs).values
+        return value_loss(values, batch.values, batch.returns)[batch.mask], {}
+
+    def whole_step(self, policy: Actor, parts: list[Rollout]) -> dict[str, float]:
+        moving = self._moving(policy)
+        before = parameters_to_vector(moving.values()).detach().clone()
+        steps = sum(self.units(part) for part in parts)
+        gradient, loss = self._gradient(policy, moving, parts, steps)
+        if not math.isfinite(loss) or not bool(gradient.isfinite().all()):
+            raise UserError("the surrogate loss or its gradient is not a finite number; try --precision fp32")
+
+        def product(vector: Tensor) -> Tensor:
+            return self._fisher(policy, moving, parts, vector) / steps + self.damping * vector
+
+        def after(step: Tensor) -> tuple[float, float]:
+            vector_to_parameters(before + step, moving.values())
+            return self._outcome(policy, _like(before, moving), parts, steps)
+
+        step = natural_step(product, gradient, max_kl=self.max_kl, iterations=self.cg_iterations)
+        taken = line_search(after, step, loss=loss, max_kl=self.max_kl, halvings=self.halvings)
+        size, kl = (taken[0], taken[1]) if taken else (torch.zeros_like(step), 0.0)
+        vector_to_parameters(before + size, moving.values())
+        return {"old_kl": kl, "step_accepted": float(taken is not None), "step_norm": float(size.norm())}
+
+    def _moving(self, policy: Actor) -> Parameters:
+        moving: Parameters = {
+            n: p for n, p in policy.named_parameters().items() if re.search(self.parameters, n)
+        }
+        if not moving:
+            names = ", ".join(list(policy.named_parameters())[:3])
+            raise UserError(f"--parameters {self.parameters}: no trained parameter is named so; e.g. {names}")
+        return moving
+
+    def _gradient(
+        self, policy: Actor, moving: Parameters, parts: list[Rollout], steps: int
+    ) -> tuple[Tensor, float]:
+        """Of the surrogate loss, at the old policy; and the loss."""
+        gradient, loss = torch.zeros_like(parameters_to_vector(moving.values())), 0.0
+        for part in parts:
+            losses = surrogate(policy.evaluate(part.inputs).logprobs, part.old_logprobs, part.advantages)
+            of_part = losses[part.mask].sum() / steps
+            grads = torch.autograd.grad(of_part, list(moving.values()), materialize_grads=True)
+            gradient += torch.cat([g.flatten() for g in grads])
+            loss += float(of_part.detach())
+        return gradient, loss
+
+    def _fisher(self, policy: Actor, moving: Parameters, parts: list[Rollout], vector: Tensor) -> Tensor:
+        """F v, summed over all steps: [N] -> [N]."""
+        total = torch.zeros_like(vector)
+        for part in parts:
+            logits = partial(policy.logits_with, inputs=part.inputs)
+            of_part = fisher_vector_product(logits, moving, _like(vector, moving))
+            total += torch.cat([v.flatten() for v in of_part.values()])
+        return total
+
+    @torch.no_grad()
+    def _outcome(
+        self, policy: Actor, before: Parameters, parts: list[Rollout], steps: int
+    ) -> tuple[float, float]:
+        """(surrogate loss, exact KL from the policy before), means over all steps."""
+        loss = kl = 0.0
+        for part in parts:
+            losses = surrogate(policy.evaluate(part.inputs).logprobs, part.old_logprobs, part.advantages)
+            old, new = policy.logits_with(before, part.inputs), policy.logits(part.inputs)
+            loss += float(losses[part.mask].sum()) / steps
+            kl += float(categorical_kl(old, new).sum()) / steps
+        return loss, kl
+
+
+def _like(vector: Tensor, parameters: Parameters) -> Parameters:
+    """A flat vector cut into the shapes of the parameters."""
+    pieces = vector.split([p.numel() for p in parameters.values()])
+    return {n: v.view_as(p) for (n, p), v in zip(parameters.items(), pieces, strict=True)}

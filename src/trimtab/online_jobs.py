@@ -1,0 +1,207 @@
+"""One job of reinforcement learning from its options to the folder it leaves: `trimtab train ppo`."""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trimtab.checkpoint import added_files, atomic_text
+from trimtab.data import load_records
+from trimtab.errors import UserError, check_positive
+from trimtab.feedback.records import Record
+from trimtab.feedback.views import convert
+from trimtab.jobs import DataConfig, Progress, flat_options, refuse_existing
+from trimtab.methods.base import OnlineMethod
+from trimtab.online import OnlineConfig, Reference, Refresh, train_online
+from trimtab.policies.actor_critic import ActorCritic, Critic, head_critic, model_critic
+from trimtab.policies.adapters import adapter_critic, shared_reward_model
+from trimtab.policies.language import LanguagePolicy
+from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
+from trimtab.reference import reference_mode
+from trimtab.rollouts.collect import CollectConfig, Collector
+from trimtab.rollouts.rewards import load_rewards
+from trimtab.writing import Curves, Samples, Watch
+
+log = logging.getLogger("trimtab")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What gives answers their scores."""
+
+    reward: list[str]
+    """A reward model's folder, file.py:function, exact:COLUMN, regex:PATTERN, length:N, or reviews; several
+    are added, each with a weight if one stands before it: 0.5*length:200."""
+    reward_timeout: float | None = None
+    """Seconds that a reward may take for one collection."""
+    share_reward: bool = False
+    """Hold the reward model (a LoRA adapter on the same base) as an adapter on the policy's own trunk."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """What predicts the score, for the methods that have a critic."""
+
+    critic: Literal["head", "adapter", "model"] = "head"
+    """A linear head on the policy's hidden states; an adapter with a head on its base; or a model."""
+    critic_model: str | None = None
+    """With --critic model: where it starts, such as the reward model; the policy's own model if not given."""
+
+    def __post_init__(self) -> None:
+        if self.critic_model is not None and self.critic != "model":
+            raise UserError("--critic-model is only used with --critic model; add that, or leave it out")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is written while training goes on."""
+
+    samples_every: int = 10
+    """Refreshes from one writing of sample answers into samples.md to the next."""
+    log_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where the metrics go besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "samples_every")
+
+
+@dataclass(frozen=True)
+class OnlineJob:
+    """One method on one model, one set of prompts and one reward."""
+
+    method: OnlineMethod
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    collect: CollectConfig
+    critic: CriticConfig
+    run: OnlineConfig
+    report: ReportConfig
+    out: Path
+
+
+def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
+    """Trains; writes the model, and while it trains the learning curve and sample answers, into `job.out`.
+
+    Returns the last refresh's metrics. Raises UserError before training if anything is wrong with the
+    input, or if `out` already holds something; later if a reward fails.
+    """
+    refuse_existing(job.out)
+    check(job.method, job.collect, job.model, job.critic)
+    records = load_prompts(job.data, job.out)
+    policy = load_language_policy(resolved(job.model), seed=job.run.seed)
+    learner = ActorCritic(
+        policy, build_critic(job.method, policy, job.model, job.critic, job.run.seed), job.collect.temperature
+    )
+    load_model = (lambda folder: shared_reward_model(policy, folder)) if job.reward.share_reward else None
+    reward = load_rewards(job.reward.reward, job.model.device, job.reward.reward_timeout, load_model)
+    reference = build_reference(learner, job.model)
+    source = Collector(
+        policy,
+        records,
+        reward,
+        job.collect,
+        samples=job.method.samples,
+        max_length=job.run.max_length,
+        seed=job.run.seed,
+    )
+    job.out.mkdir(parents=True, exist_ok=True)
+    options = {"method": job.method.name, **flat_options(job)}
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
+    refresh = None
+    with Curves(job.out, job.report.log_to, options) as curves:
+        samples, watch = Samples(job.out / "samples.md", job.report.samples_every), Watch()
+        for refresh in train_online(job.method, learner, source, job.run, reference):
+            curves.write(refresh.metrics)
+            samples.write(refresh)
+            watch.look(refresh.metrics)
+            done = int(refresh.metrics["refresh"])
+            progress(f"training {job.method.name}", done, job.run.refreshes, live(refresh.metrics))
+    assert refresh is not None
+    save(learner, refresh, job.out)
+    return refresh.metrics
+
+
+def save(learner: ActorCritic, refresh: Refresh, out: Path) -> None:
+    """Writes the model, its critic, and the coefficients as they were at the end."""
+    with added_files(out) as folder:
+        learner.save(folder)
+    state = {"refresh": int(refresh.metrics["refresh"]), "coefficients": refresh.coefficients}
+    atomic_text(out / "state.json", json.dumps(state, indent=1))
+
+
+def load_prompts(data: DataConfig, out: Path) -> list[Record]:
+    """The prompts of a file of any kind of feedback, with their other columns."""
+    rejects = out.parent / f"{out.name}.rejected.jsonl"
+    return convert(
+        load_records(data.data, split=data.split, bad_rows=data.bad_rows, rejects=rejects), "prompt"
+    )
+
+
+def resolved(config: ModelConfig) -> ModelConfig:
+    """The configuration with the built-in model's folder in place of its name."""
+    return dataclasses.replace(config, model=resolve_model(config.model))
+
+
+def check(method: OnlineMethod, collect: CollectConfig, model: ModelConfig, critic: CriticConfig) -> None:
+    """Raises UserError for options that do not go together."""
+    samples = collect.samples or method.samples
+    if method.name in ("rloo", "grpo") and samples < 2:
+        raise UserError(
+            f"{method.name} compares the answers to a prompt with each other; --samples must be 2 or more"
+        )
+    if collect.cut_off == "bootstrap" and not method.needs_critic:
+        raise UserError(
+            f"--cut-off bootstrap needs a critic, which {method.name} has not; take score or penalty"
+        )
+    if method.needs_critic and critic.critic == "adapter" and model.lora_rank == 0:
+        raise UserError("--critic adapter needs --lora-rank: the base must stay as it is below both adapters")
+
+
+def build_critic(
+    method: OnlineMethod, policy: LanguagePolicy, model: ModelConfig, config: CriticConfig, seed: int
+) -> Critic | None:
+    """The critic that the options ask for; None for a method without one."""
+    if not method.needs_critic:
+        return None
+    if config.critic == "head":
+        return head_critic(policy)
+    if config.critic == "adapter":
+        return adapter_critic(policy, model, seed)
+    start = dataclasses.replace(resolved(model), model=resolve_model(config.critic_model or model.model))
+    return model_critic(load_reward_model(start, seed=seed))
+
+
+def build_reference(learner: ActorCritic, model: ModelConfig) -> Reference:
+    """The frozen reference: the policy's own base without adapter, or a model of its own."""
+    reference = learner.actor
+    if model.reference is not None or not learner.has_adapter:
+        config = dataclasses.replace(
+            model, model=resolve_model(model.reference or model.model), reference=None, lora_rank=0
+        )
+        reference = load_language_policy(config, trainable=False)
+
+    def logprobs(inputs: Any) -> Any:
+        with reference_mode(reference):
+            return reference.logprobs(inputs, learner.temperature)
+
+    return logprobs
+
+
+def live(metrics: dict[str, float]) -> str:
+    """A refresh's metrics in one line for a person to read."""
+    shown = (
+        ("score", "score {:.3g}"),
+        ("kl", "kl {:.3g}"),
+        ("entropy", "entropy {:.3g}"),
+        ("clip_fraction", "clipped {:.1%}"),
+        ("explained_variance", "explained {:.2f}"),
+        ("beta", "beta {:.3g}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    )
+    return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
