@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test check truth base-model reviews clean
+.PHONY: help demo test check truth base-model reviews addition clean
 
 help:
-	@echo "make demo        install, then compare all methods on the built-in example (4 to 6 minutes)"
+	@echo "make demo        install, then compare all methods on the built-in example (about 8 minutes)"
 	@echo "make test        install, then the whole test suite with ruff and mypy"
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
-	@echo "make reviews     the built-in example over 3 seeds (about 20 minutes); writes its figures into docs/"
+	@echo "make reviews     the built-in example over 3 seeds (about 40 minutes); writes its figures into docs/"
+	@echo "make addition    five RL methods learn to add, 3 seeds (about 15 minutes); writes its figures into docs/"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
@@ -38,8 +39,11 @@ truth: $(INSTALLED)
 	$(BIN)/python -m trimtab.truth --out docs/truth.md
 
 reviews: $(INSTALLED)
-	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2 --steps 30 --prompts 400
+	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2 --steps 30 --refreshes 32 --prompts 400
 	$(BIN)/python benchmarks/document.py runs/reviews
+
+addition: $(INSTALLED)
+	$(BIN)/python -m benchmarks.addition --out docs
 
 base-model: $(INSTALLED)
 	$(BIN)/python -m trimtab.examples.reviews.base_model \

@@ -2,13 +2,15 @@
 
     make reviews        runs the comparison over 3 seeds, then this
 
-Every block between `<!-- measured: NAME -->` and `<!-- end -->` in docs/ is replaced: a method's name
-gives that method's settings, `all` the table of all methods, a reward model's name its accuracy.
+Blocks between `<!-- measured: NAME -->` and `<!-- end -->` in docs/ are replaced: a method's name gives
+that method's settings, `all` the table of all methods, a reward model's name its accuracy. Other names
+belong to other benchmarks.
 """
 
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from trimtab.compare.stages import BASE, FEEDBACK, HELD_OUT, Stages
 from trimtab.compare.statistics import Estimate
 from trimtab.compare.summary import Comparison, Row, load_comparison
 from trimtab.examples.reviews import COMPARISON
+from trimtab.methods import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"
 HEADINGS = {
@@ -36,27 +39,31 @@ CAPTION = {
 
 
 def main(out: Path) -> None:
-    """Fills every block of the docs from the comparison in `out`."""
+    """Fills the blocks of the docs that the comparison in `out` knows."""
     comparison = load_comparison(out)
     accuracies = reward_models(out)
-    for page in sorted(DOCS.rglob("*.md")):
-        language = "zh" if "zh" in page.relative_to(DOCS).parts else "en"
-        text = page.read_text(encoding="utf-8")
+
+    def body(name: str, language: str) -> str | None:
+        if (name, language) in accuracies:
+            return accuracies[name, language]
+        return table(comparison, name, language) if name == "all" or name in METHODS else None
+
+    fill(body)
+    print("\n".join(accuracies[name, "en"] for name in ("reward_model", "reward_ranking")))
+
+
+def fill(body: Callable[[str, str], str | None], docs: Path = DOCS) -> None:
+    """Replaces every block whose name `body(name, language)` knows, and leaves the others as they are."""
+    for page in sorted(docs.rglob("*.md")):
+        language = "zh" if "zh" in page.relative_to(docs).parts else "en"
 
         def block(found: re.Match[str], language: str = language) -> str:
-            name = found[1]
-            body = (
-                accuracies[name, language]
-                if (name, language) in accuracies
-                else table(comparison, name, language)
-            )
-            return f"<!-- measured: {name} -->\n{body}\n<!-- end -->"
+            text = body(found[1], language)
+            return found[0] if text is None else f"<!-- measured: {found[1]} -->\n{text}\n<!-- end -->"
 
-        page.write_text(
-            re.sub(r"<!-- measured: (\w+) -->(?:.*?<!-- end -->)?", block, text, flags=re.DOTALL),
-            encoding="utf-8",
-        )
-    print("\n".join(accuracies[name, "en"] for name in ("reward_model", "reward_ranking")))
+        text = page.read_text(encoding="utf-8")
+        filled = re.sub(r"<!-- measured: (\w+) -->(?:.*?<!-- end -->)?", block, text, flags=re.DOTALL)
+        page.write_text(filled, encoding="utf-8")
 
 
 def table(comparison: Comparison, name: str, language: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.checkpoint import atomic_folder, atomic_text
+from trimtab.checkpoint import added_files, atomic_folder, atomic_text
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -51,3 +51,29 @@ def test_text_is_replaced_at_once(tmp_path: Path) -> None:
         atomic_text(file, text)
         assert file.read_text(encoding="utf-8") == text
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_added_files_join_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "critic").mkdir()
+    for name in ("curve", "weights", "critic/stale"):
+        (tmp_path / name).write_text("old")
+    with added_files(tmp_path) as folder:
+        (folder / "critic").mkdir()
+        (folder / "critic" / "head").write_text("new")
+        (folder / "weights").write_text("new")
+        assert (tmp_path / "weights").read_text() == "old"  # until all are written
+    found = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"curve": "old", "weights": "new", "critic/head": "new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["critic", "curve", "weights"]
+
+
+def test_files_that_could_not_be_written_are_not_added(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("old")
+    with pytest.raises(RuntimeError), added_files(tmp_path) as folder:
+        (folder / "weights").write_text("half")
+        (folder / "other").write_text("whole")
+        raise RuntimeError
+    assert (tmp_path / "weights").read_text() == "old" and not (tmp_path / "other").exists()
+    with added_files(tmp_path) as folder:  # what was left is not mixed in
+        (folder / "weights").write_text("new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("weights", "new")]

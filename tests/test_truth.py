@@ -1,16 +1,18 @@
 """The small world itself, and the methods in it; `make truth` runs the rest."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from trimtab.feedback.sequences import Sequences
-from trimtab.truth import optima, populations
+from trimtab.truth import gradients, optima, populations, reinforcement, trust
+from trimtab.truth.actor import Drawn, Enumerated, TabularActor
 from trimtab.truth.cases import BOUND, CASES, Case, solve
-from trimtab.truth.llama import tiny_llama
-from trimtab.truth.page import figure
+from trimtab.truth.llama import ONLINE, learn_online, tiny_llama
+from trimtab.truth.measured import figure, table
 from trimtab.truth.world import (
     LENGTHS,
     PROMPTS,
@@ -124,3 +126,159 @@ def test_rows_are_prompts_in_order() -> None:
 
 def test_figures_are_the_same_everywhere() -> None:
     assert [figure(x) for x in (3e-9, 0.00012, 0.28746)] == ["< 0.0001", "0.0001", "0.2875"]
+
+
+def online_case(method: str, group: int = 1, **parameters: object) -> reinforcement.OnlineCase:
+    """The case of the page with these parameters."""
+    cases = [*reinforcement.ENUMERATED, *reinforcement.DRAWN]
+    wanted = (method, parameters, group)
+    return next(case for case in cases if (case.method, case.parameters, case.group) == wanted)
+
+
+@pytest.mark.parametrize(
+    ("case", "refreshes"),
+    [
+        (online_case("reinforce", baseline="value"), 150),
+        (online_case("ppo", whiten=False), 80),
+        (online_case("ppo_kl", whiten=False, old_kl_target=None), 80),
+        (online_case("rloo", group=2), 120),
+        (online_case("grpo", group=2, scale=False, aggregation="grpo"), 100),
+    ],
+    ids=lambda case: getattr(case, "title", ""),
+)
+def test_online_methods_end_where_theory_says(case: reinforcement.OnlineCase, refreshes: int) -> None:
+    result = reinforcement.solve_enumerated(case, WORLD, refreshes)
+    assert not result.missed
+    assert result.distance <= BOUND
+    if case.optimum is not reinforcement.regularised:
+        assert result.from_regularised > 0.1
+
+
+@pytest.mark.parametrize(
+    ("case", "refreshes"),
+    [
+        (online_case("ppo"), 30),
+        (online_case("grpo", group=8, scale=False, aggregation="dapo"), 100),
+        (online_case("trpo", whiten=False, max_kl=0.001, damping=0.01), 40),
+    ],
+    ids=lambda case: getattr(case, "title", ""),
+)
+def test_online_methods_come_near_from_what_they_draw(case: reinforcement.OnlineCase, refreshes: int) -> None:
+    assert reinforcement.solve_drawn(case, WORLD, refreshes).distance <= 0.05
+
+
+def test_the_page_has_every_online_method() -> None:
+    methods = {"reinforce", "a2c", "ppo", "ppo_kl", "trpo", "rloo", "grpo"}
+    assert {case.method for case in reinforcement.DRAWN} == methods
+    assert {case.method for case in reinforcement.ENUMERATED} == methods - {"trpo"}
+
+
+def test_enumerated_groups_have_the_policys_probability() -> None:
+    rollout = Enumerated(WORLD, TabularActor(WORLD).policy, group=2).collect(0).rollout
+    weights = rollout.weights.view(PROMPTS, 40, 40, 2)  # type: ignore[attr-defined]
+    assert float(weights.sum()) == pytest.approx(1.0)
+    q = WORLD.reference
+    assert float(weights[1, 3, 7, 0]) == pytest.approx(q[1, 3] * q[1, 7] / 4)
+    scores = rollout.score.view(PROMPTS, 40, 40, 2)
+    assert scores[1, 3, 7].tolist() == [WORLD.reward[1, 3], WORLD.reward[1, 7]]
+
+
+def test_drawn_responses_are_as_frequent_as_they_are_likely() -> None:
+    source = Drawn(WORLD, TabularActor(WORLD).policy, rows=40_000)
+    rollout = source.collect(0).rollout
+    tokens = rollout.inputs.unpack(rollout.inputs.targets)
+    alone = (tokens[:, 0] == 0) & (rollout.inputs.tokens[rollout.inputs.starts + 1] == 1)
+    assert float(alone.float().mean()) == pytest.approx(WORLD.conditionals[0, 0, 0] / 2, abs=0.01)
+    cut = rollout.ended.any(1) & ~rollout.terminated.any(1)
+    assert torch.equal(cut, (rollout.mask.sum(-1) == 3) & (tokens[:, -1] != 0))
+
+
+def test_where_grpo_rests_by_hand() -> None:
+    """Equal weights: log(pi / ref) of two last tokens after a prefix differ by f (r - r') / beta; and of two
+    first tokens by f / beta times the difference of what pi earns after them."""
+    beta, group = 0.5, 4
+    pi = optima.grpo(WORLD, beta, group, np.ones(len(RESPONSES)))
+    np.testing.assert_allclose(pi.sum(-1), 1)
+    h = np.log(pi / WORLD.reference)
+    a, b = RESPONSES.index((1, 2, 3)), RESPONSES.index((1, 2, 0))
+    expected = 0.75 * (WORLD.reward[0, a] - WORLD.reward[0, b]) / beta
+    assert h[0, a] - h[0, b] == pytest.approx(expected)
+
+    def first(token: int) -> tuple[float, float]:
+        on = np.array([y[0] == token for y in RESPONSES])
+        mass, ref = pi[0, on].sum(), WORLD.reference[0, on].sum()
+        return math.log(mass / ref), float((pi[0, on] * WORLD.reward[0, on]).sum() / mass)
+
+    (one, score), (two, other) = first(1), first(2)
+    assert one - two == pytest.approx(0.75 * (score - other) / beta)
+
+
+def test_where_grpo_rests_is_one_point_for_each_weight() -> None:
+    ones = np.ones(len(RESPONSES))
+    even = optima.grpo(WORLD, 0.5, 4, ones)
+    np.testing.assert_allclose(optima.grpo(WORLD, 0.5, 4, 3 * ones), even, atol=1e-9)
+    assert total_variation(optima.grpo(WORLD, 0.5, 4, 1 / LENGTHS), even) > 0.005
+    assert total_variation(optima.grpo(WORLD, 0.5, 8, ones), even) > BOUND
+
+
+@pytest.mark.parametrize("case", gradients.GRADIENTS[2:], ids=lambda case: case.title)
+def test_drawn_gradients_are_those_of_the_expectation(case: gradients.GradientCase) -> None:
+    found = gradients.agreement(case, WORLD, batches=120)
+    assert not found.missed
+    assert found.error < 0.06
+
+
+def test_a_wrong_gradient_would_be_caught() -> None:
+    case = replace(gradients.GRADIENTS[-2], scale=1.0)  # without what a group's mean leaves
+    assert gradients.agreement(case, WORLD, batches=120).missed
+
+
+def test_exact_values_by_hand() -> None:
+    """Under the reference the KL is nothing: the mean reward of what begins so."""
+    values = gradients.exact_values(WORLD, WORLD.reference)
+    on = np.array([y[:2] == (1, 2) for y in RESPONSES])
+    expected = (WORLD.reference * WORLD.reward)[1, on].sum() / WORLD.reference[1, on].sum()
+    assert values[1, 1 * 4 + 2] == pytest.approx(expected)
+    optimum = optima.dpo(WORLD, reinforcement.BETA)
+    start = gradients.exact_values(WORLD, optimum)[:, 0]  # beta log Z
+    log_z = np.log((WORLD.reference * np.exp(WORLD.reward / reinforcement.BETA)).sum(-1))
+    np.testing.assert_allclose(start, reinforcement.BETA * log_z)
+
+
+def test_ppo_begins_as_a2c() -> None:
+    found = gradients.ppo_begins_as_a2c(WORLD)
+    assert not found.missed
+    assert found.difference <= 1e-12
+
+
+@pytest.mark.parametrize("parameters", trust.STEPS, ids=str)
+def test_a_trpo_step_obeys_its_bound(parameters: dict[str, float]) -> None:
+    step = trust.first_step(parameters, WORLD)
+    assert not step.missed
+    assert 0 < step.enumerated <= parameters["max_kl"]
+    assert step.reported == pytest.approx(step.enumerated, abs=1e-12)
+    assert 0 < step.gain < step.best * 1.01
+
+
+def test_without_damping_a_trpo_step_gains_what_can_be_gained() -> None:
+    step = trust.first_step({"max_kl": 1e-4, "damping": 0.0}, WORLD)
+    assert step.enumerated == pytest.approx(1e-4, rel=0.03)
+    assert step.gain == pytest.approx(step.best, rel=0.03)
+
+
+def test_the_fisher_matrix_of_a_llama() -> None:
+    assert not trust.fisher_on_a_llama().missed
+
+
+@pytest.mark.parametrize("case", ONLINE, ids=lambda case: case.method)
+def test_a_llama_learns_from_its_own_answers(case: object) -> None:
+    found = learn_online(replace(case, refreshes=10), WORLD)  # type: ignore[type-var]
+    assert found.after < 0.85 * found.before
+    assert found.missed == (found.after > 0.05)
+
+
+def test_tables() -> None:
+    rows = [gradients.Equality("one", 0.0, 1e-12), gradients.Equality("two", math.nan, 1e-4)]
+    expected = "| | off | bound |\n|---|---|---|\n| `one` | 0 | 1e-12 |\n| `two` | nan | 0.0001 |"
+    assert table(["", "off", "bound"], rows).replace("|  |", "| |") == expected
+    assert [row.missed for row in rows] == [False, True]

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -124,18 +125,36 @@ class Learner:
         """The epochs on one collection; returns the last epoch's metrics."""
         whole = [rollout.select(rows) for parts in plans[0] for rows in parts]
         first = self.method.whole_step(self.policy, whole)
+        with self._resting():
+            return {**self._epochs(rollout, plans, whole), **first}
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """No gradients for what the optimiser does not train: TRPO's policy has moved already."""
+        resting = [] if self.method.trains_actor else list(self.policy.named_parameters().values())
+        for parameter in resting:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in resting:
+            parameter.requires_grad_(True)
+
+    def _epochs(self, rollout: Rollout, plans: list[list[Parts]], whole: list[Rollout]) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        left = sum(len(plan) for plan in plans)
         for plan in plans:
             steps = []
             for parts in plan:
                 step = self._step([rollout.select(rows) for rows in parts])
                 steps.append(step)
+                left -= 1
                 if self.method.too_far(step.get("old_kl", 0.0)):
-                    return {**_means(steps), **first, "stopped_early": 1.0}
+                    for _ in range(left):  # the learning rate falls as if all steps had been made
+                        self.schedule.step()
+                    return {**_means(steps), "stopped_early": 1.0}
             metrics = _means(steps)
         if self.method.measures_step:
             metrics["old_kl"] = _old_kl(self.policy, whole)
-        return {**metrics, **first}
+        return metrics
 
     def _step(self, batches: list[Rollout]) -> dict[str, float]:
         """One optimiser step, which is left out where the policy has gone too far already."""

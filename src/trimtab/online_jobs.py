@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +21,13 @@ from trimtab.methods.base import OnlineMethod
 from trimtab.online import OnlineConfig, Reference, Refresh, train_online
 from trimtab.policies.actor_critic import ActorCritic, Critic, head_critic, model_critic
 from trimtab.policies.adapters import adapter_critic, shared_reward_model
+from trimtab.policies.base import Scorer
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
 from trimtab.reference import reference_mode
 from trimtab.rollouts.collect import CollectConfig, Collector
-from trimtab.rollouts.rewards import load_rewards
-from trimtab.writing import Curves, Samples, Watch
+from trimtab.rollouts.rewards import WeightedSum, load_rewards
+from trimtab.writing import Curves, LogTo, Samples, Watch, library
 
 log = logging.getLogger("trimtab")
 
@@ -62,7 +65,7 @@ class ReportConfig:
 
     samples_every: int = 10
     """Refreshes from one writing of sample answers into samples.md to the next."""
-    log_to: Literal["none", "tensorboard", "wandb"] = "none"
+    log_to: LogTo = "none"
     """Where the metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
@@ -92,14 +95,18 @@ def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
     """
     refuse_existing(job.out)
     check(job.method, job.collect, job.model, job.critic)
+    if job.run.learning_rate is not None and not job.method.trains_actor:
+        raise UserError(
+            f"--learning-rate: {job.method.name} moves the policy without one, by --max-kl; the critic's is "
+            "--critic-learning-rate"
+        )
+    library(job.report.log_to)
     records = load_prompts(job.data, job.out)
     policy = load_language_policy(resolved(job.model), seed=job.run.seed)
     learner = ActorCritic(
         policy, build_critic(job.method, policy, job.model, job.critic, job.run.seed), job.collect.temperature
     )
-    load_model = (lambda folder: shared_reward_model(policy, folder)) if job.reward.share_reward else None
-    reward = load_rewards(job.reward.reward, job.model.device, job.reward.reward_timeout, load_model)
-    reference = build_reference(learner, job.model)
+    reward = build_reward(job.reward, policy, job.model)
     source = Collector(
         policy,
         records,
@@ -113,18 +120,31 @@ def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
     options = {"method": job.method.name, **flat_options(job)}
     text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
     (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
+    last = _train(job, learner, source, options, progress)
+    save(learner, last, job.out)
+    return last.metrics
+
+
+def _train(
+    job: OnlineJob, learner: ActorCritic, source: Collector, options: dict[str, Any], progress: Progress
+) -> Refresh:
+    """The refreshes, each written down as it ends; returns the last."""
     refresh = None
-    with Curves(job.out, job.report.log_to, options) as curves:
-        samples, watch = Samples(job.out / "samples.md", job.report.samples_every), Watch()
-        for refresh in train_online(job.method, learner, source, job.run, reference):
-            curves.write(refresh.metrics)
-            samples.write(refresh)
-            watch.look(refresh.metrics)
-            done = int(refresh.metrics["refresh"])
-            progress(f"training {job.method.name}", done, job.run.refreshes, live(refresh.metrics))
+    reference = build_reference(learner, job.model)
+    try:
+        with Curves(job.out, job.report.log_to, options) as curves:
+            samples, watch = Samples(job.out / "samples.md", job.report.samples_every), Watch()
+            for refresh in train_online(job.method, learner, source, job.run, reference):
+                curves.write(refresh.metrics)
+                samples.write(refresh)
+                watch.look(refresh.metrics)
+                done = int(refresh.metrics["refresh"])
+                progress(f"training {job.method.name}", done, job.run.refreshes, live(refresh.metrics))
+    finally:
+        if refresh is None:  # nothing was learned: the same command shall work once the cause is mended
+            shutil.rmtree(job.out)
     assert refresh is not None
-    save(learner, refresh, job.out)
-    return refresh.metrics
+    return refresh
 
 
 def save(learner: ActorCritic, refresh: Refresh, out: Path) -> None:
@@ -161,6 +181,28 @@ def check(method: OnlineMethod, collect: CollectConfig, model: ModelConfig, crit
         )
     if method.needs_critic and critic.critic == "adapter" and model.lora_rank == 0:
         raise UserError("--critic adapter needs --lora-rank: the base must stay as it is below both adapters")
+
+
+def build_reward(config: RewardConfig, policy: LanguagePolicy, model: ModelConfig) -> WeightedSum:
+    """The rewards that the options ask for; a reward model in the precision of the policy.
+
+    Raises UserError if `share_reward` is set and there is not one reward model to share, but none or several.
+    """
+    loaded: list[str] = []
+
+    def load(folder: str) -> Scorer:
+        loaded.append(folder)
+        if not config.share_reward:
+            own = ModelConfig(model=folder, device=model.device, precision=model.precision)
+            return load_reward_model(own, trainable=False)
+        if len(loaded) > 1:
+            raise UserError(f"--share-reward: {' and '.join(loaded)} are two; one reward model can be shared")
+        return shared_reward_model(policy, folder)
+
+    reward = load_rewards(config.reward, model.device, config.reward_timeout, load)
+    if config.share_reward and not loaded:
+        raise UserError("--share-reward: no --reward is a reward model's folder; leave it out")
+    return reward
 
 
 def build_critic(
@@ -204,4 +246,5 @@ def live(metrics: dict[str, float]) -> str:
         ("beta", "beta {:.3g}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
     )
-    return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
+    known = [(metrics[name], text) for name, text in shown if name in metrics]
+    return "  ".join(text.format(value) for value, text in known if not math.isnan(value))

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,6 +15,24 @@ from trimtab.rollouts.collect import Sample
 log = logging.getLogger("trimtab")
 
 SAMPLES = 4  # answers written at a time: the best, the worst, and two between
+LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+LogTo = Literal["none", "tensorboard", "wandb"]
+
+
+def library(log_to: LogTo) -> Any:
+    """The module that writes there; None for none. Raises UserError if it is not installed."""
+    if log_to == "none":
+        return None
+    try:
+        return import_module(LIBRARIES[log_to])
+    except ImportError as error:
+        raise UserError(f"--log-to {log_to}: not installed; pip install {log_to}") from error
+
+
+def json_line(metrics: dict[str, float]) -> str:
+    """One line of JSON. What is no number, as what a critic explains of equal returns, is null there."""
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return json.dumps(finite) + "\n"
 
 
 class Curves:
@@ -21,16 +41,17 @@ class Curves:
     Raises UserError if the library that was asked for is not installed.
     """
 
-    def __init__(
-        self, out: Path, log_to: Literal["none", "tensorboard", "wandb"], options: dict[str, Any]
-    ) -> None:
+    def __init__(self, out: Path, log_to: LogTo, options: dict[str, Any]) -> None:
+        module, self.board, self.run = library(log_to), None, None
+        if log_to == "tensorboard":
+            self.board = module.SummaryWriter(str(out / "tensorboard"))
+        if log_to == "wandb":
+            self.run = module.init(project="trimtab", name=out.name, dir=str(out), config=options)
         self.file = (out / "metrics.jsonl").open("w", encoding="utf-8")
-        self.board = _tensorboard(out) if log_to == "tensorboard" else None
-        self.run = _wandb(out, options) if log_to == "wandb" else None
 
     def write(self, metrics: dict[str, float]) -> None:
         """One refresh. The line is there for other programs as soon as this returns."""
-        self.file.write(json.dumps(metrics) + "\n")
+        self.file.write(json_line(metrics))
         self.file.flush()
         step = int(metrics["refresh"])
         if self.board is not None:
@@ -50,22 +71,6 @@ class Curves:
             self.board.close()
         if self.run is not None:
             self.run.finish(exit_code=0 if kind is None else 1)
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--log-to tensorboard: not installed; pip install tensorboard") from error
-    return SummaryWriter(str(out / "tensorboard"))
-
-
-def _wandb(out: Path, options: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--log-to wandb: not installed; pip install wandb") from error
-    return wandb.init(project="trimtab", name=out.name, dir=str(out), config=options)
 
 
 class Samples:

@@ -97,3 +97,28 @@ def test_what_is_wrong_is_said_first(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_the_verifier_of_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same greedy answers of one letter, first to no one's satisfaction, then as if they were wanted."""
+    out, greedy = tmp_path / "answers.jsonl", ["--temperature", "0", *SHORT, "--max-new-tokens", "1"]
+
+    def verified(wanted: list[str], reward: str) -> list[tuple[str, float]]:
+        rows = [{"question": p, "answer": a} for p, a in zip(tiny.PROMPTS, wanted, strict=True)]
+        data = tiny.write_jsonl(tmp_path / "questions.jsonl", rows)
+        out.unlink(missing_ok=True)
+        given = ["evaluate", tiny.model_folder(), "--data", data, "--out", str(out), "--reward", reward]
+        assert main([*given, *greedy]) == 0
+        return [(row["response"].strip(), row["rewards"][reward]) for row in tiny.read_jsonl(out)]
+
+    answers = [answer for answer, _ in verified(["none"] * 8, "exact:answer")]
+    assert verified(["none"] * 8, "exact") == [(answer, 0.0) for answer in answers]
+    wanted = [answer or "none" for answer in answers]
+    assert verified(wanted, "exact:answer") == [(answer, float(answer != "")) for answer in answers]
+    assert any(answers)
+    data = str(tmp_path / "questions.jsonl")
+    capsys.readouterr()
+    assert main(["evaluate", tiny.model_folder(), "--data", data, "--reward", "exact:solution", *greedy]) == 2
+    assert (
+        "the records have no column 'solution' to compare with; they have answer" in capsys.readouterr().err
+    )

@@ -94,6 +94,15 @@ def test_one_value_is_one_run_however_it_is_written(tmp_path: Path) -> None:
         ({"reward_model": {"method": "dpo"}}, "reward_model: method: 'dpo' is not known"),
         ({"sft": {"data": "x", "run": {"batch_size": 0}}}, "sft: run: batch_size is 0"),
         ({"keep": "some"}, "keep: 'some' is not known"),
+        ({"online": {"reward": "glod"}}, "online: there is no reward 'glod'; did you mean 'gold'?"),
+        ({"online": {"reward": "proxy"}}, "online: there is no reward 'proxy'; known: gold"),
+        ({"online": {"refreshs": 1}}, "online: unknown key 'refreshs'; did you mean 'refreshes'?"),
+        ({"online": {"refreshes": 0}}, "online: refreshes is 0; it must be a number above 0"),
+        ({"online": {"responses": -1}}, "online: responses is -1; it must be a number above 0"),
+        ({"online": {"minibatch": 0}}, "online: minibatch is 0; it must be a number above 0"),
+        ({"online": {"refreshes": 1.5}}, "online: refreshes: expected a whole number, found 1.5"),
+        ({"methods": {"ppo": {"clip": 0}}}, "--clip 0.0: ppo takes values from 1e-06 to 1000"),
+        ({"methods": {"grpo": {"aggregation": "mean"}}}, "grpo: aggregation: 'mean' is not known"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -107,3 +116,34 @@ def test_rewards_are_in_order_and_the_proxy_is_last(tmp_path: Path) -> None:
     both = loaded(tmp_path, rewards={"gold": "r.py:f", "brief": "r.py:g"}, reward_model={})
     assert both.reward_names == ["gold", "brief", "proxy"]
     assert loaded(tmp_path).reward_names == ["gold"]
+
+
+def test_online_methods_learn_from_the_proxy_unless_another_reward_is_named(tmp_path: Path) -> None:
+    assert loaded(tmp_path).learned_reward == "gold"
+    rewards = {"gold": "r.py:f", "brief": "r.py:g"}
+    both = loaded(tmp_path, rewards=rewards, reward_model={})
+    assert both.learned_reward == "proxy"
+    assert loaded(tmp_path, rewards=rewards).learned_reward == "gold"
+    for name in ("brief", "proxy"):
+        named = loaded(tmp_path, rewards=rewards, reward_model={}, online={"reward": name})
+        assert named.learned_reward == name
+
+
+def test_online_and_offline_methods_share_a_grid(tmp_path: Path) -> None:
+    methods = {
+        "dpo": {},
+        "ppo": {"beta": [0, 0.1], "learning_rate": 1e-5},
+        "grpo": {"aggregation": ["grpo", "dapo"]},
+        "trpo": {"max_kl": 0.02},
+    }
+    runs = grid(loaded(tmp_path, methods=methods))
+    assert [run.key for run in runs] == [
+        "dpo/seed=0",
+        "ppo/beta=0.0/learning_rate=1e-05/seed=0",
+        "ppo/beta=0.1/learning_rate=1e-05/seed=0",
+        "grpo/aggregation=grpo/seed=0",
+        "grpo/aggregation=dapo/seed=0",
+        "trpo/max_kl=0.02/seed=0",
+    ]
+    assert runs[2].strength == Strength("beta", 0.1)
+    assert runs[4].build().aggregation == "dapo"  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Whole comparisons: resumed, extended, interrupted, with runs that fail and workers that die."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,18 @@ from typing import Any
 
 import pytest
 import yaml
+from test_report import Page
 from tests import tiny
 
-from trimtab.compare.config import Budget, CompareConfig, Evaluation, RewardModelStage, Run, load_config
+from trimtab.compare.config import (
+    Budget,
+    CompareConfig,
+    Evaluation,
+    Online,
+    RewardModelStage,
+    Run,
+    load_config,
+)
 from trimtab.compare.processes import rows
 from trimtab.compare.report import write_report
 from trimtab.compare.results import load_results
@@ -54,11 +64,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompareConfig
                 "dpo": {"beta": [0.1, 1.0], "learning_rate": 1e-2},
                 "orpo": {"learning_rate": 1e30},  # fails
                 "kto": {"learning_rate": 1e-2},
+                "grpo": {"learning_rate": 1e-2},
+                "ppo": {"beta": 0.2, "learning_rate": 1e-2},
             },
             reward_model=RewardModelStage(run=RunConfig(steps=2)),
             rewards={"joy": f"{folder}/r.py:joy"},
             held_out=0.3,
             budget=Budget(steps=3, responses=8),
+            online=Online(refreshes=2, responses=16),
             evaluation=Evaluation(prompts=6, max_new_tokens=8),
             jobs=2,
             precision="fp32",
@@ -87,6 +100,8 @@ def test_a_failed_run_is_shown_with_its_reason_and_the_others_go_on(
         "dpo/beta=1.0/learning_rate=0.01/seed=0",
         FAILED,
         "kto/learning_rate=0.01/seed=0",
+        "grpo/learning_rate=0.01/seed=0",
+        "ppo/beta=0.2/learning_rate=0.01/seed=0",
     }
     assert [key for key, result in results.items() if result.status == "failed"] == [FAILED]
     assert "is not a finite number; try a smaller --learning-rate" in str(results[FAILED].error)
@@ -94,10 +109,28 @@ def test_a_failed_run_is_shown_with_its_reason_and_the_others_go_on(
     assert "is not a finite number" in page and "kto" in page.lower()
 
 
+def test_methods_that_answer_stand_beside_those_that_were_told(finished: tuple[Path, list[str]]) -> None:
+    """The report has a row for each, with the KL on every other prompt: the rest chose DPO's beta."""
+    page = Page(write_report(finished[0]))
+    results = {r.method: r for r in load_results(finished[0]) if r.status == "done"}
+    for method, name in (("kto", "KTO"), ("grpo", "GRPO"), ("ppo", "PPO")):
+        folder = finished[0] / results[method].folder
+        kls = [answer["kl"] for answer in tiny.read_jsonl(folder / "evaluation.jsonl")][1::2]
+        assert max(map(abs, kls)) > 1e-3
+        shown = page.row(name)[page.row("method").index("KL")]
+        assert float(shown.split()[0].replace("−", "-")) == pytest.approx(sum(kls) / len(kls), abs=0.051)
+    assert [m["step"] for m in tiny.read_jsonl(finished[0] / results["ppo"].folder / "metrics.jsonl")] == [
+        1,
+        2,
+    ]
+    about = json.loads((finished[0] / "comparison.json").read_text())
+    assert (about["online"]["reward"], about["online"]["refreshes"]) == ("proxy", 2)
+
+
 def test_every_finished_run_is_named_with_its_reward(finished: tuple[Path, list[str]]) -> None:
     lines = [line for line in finished[1] if line.startswith("runs ")]
-    assert lines[0] == "runs 0/5" and len(lines) == 6
-    assert any(line.startswith("runs 5/5 ") for line in lines)
+    assert lines[0] == "runs 0/7" and len(lines) == 8
+    assert any(line.startswith("runs 7/7 ") for line in lines)
     (failed,) = (line for line in lines if FAILED in line)
     assert f"{FAILED}: failed: step " in failed
     (start,) = (line for line in lines if "start/seed=0" in line)
@@ -106,7 +139,7 @@ def test_every_finished_run_is_named_with_its_reward(finished: tuple[Path, list[
 
 def test_only_the_best_model_is_kept(finished: tuple[Path, list[str]]) -> None:
     kept = [r for r in load_results(finished[0]) if model_folder(finished[0], r.folder).exists()]
-    assert len(kept) == 1 and kept[0].method in ("dpo", "kto")
+    assert len(kept) == 1 and kept[0].method in ("dpo", "kto", "grpo", "ppo")
 
 
 def test_a_finished_comparison_does_only_what_is_new(
@@ -121,7 +154,7 @@ def test_a_finished_comparison_does_only_what_is_new(
     after = (out / "results.jsonl").read_text()
     assert after.startswith(before)
     new = "ipo/learning_rate=0.01/seed=0"
-    assert [row["key"] for row in tiny.read_jsonl(out / "results.jsonl")[5:]] == [new]
+    assert [row["key"] for row in tiny.read_jsonl(out / "results.jsonl")[7:]] == [new]
     assert [line.split(":")[0] for line in log.lines] == ["runs 3/4", f"runs 4/4 {new}"]
     assert not list(out.glob("runs/*/model"))
 
@@ -132,6 +165,7 @@ def test_a_finished_comparison_does_only_what_is_new(
         ({"model": "another"}, "model"),
         ({"budget": Budget(steps=4)}, "budget"),
         ({"lora_rank": 4}, "lora_rank"),
+        ({"online": Online(refreshes=3, responses=16)}, "online"),
     ],
 )
 def test_another_comparison_is_refused_in_its_folder(
@@ -160,10 +194,10 @@ def test_killed_in_the_middle_it_goes_on_and_ends_the_same(
     assert workers
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     before, stages = lines(out), (out / "stages.json").read_text()
-    assert 2 <= len(before) < 5
+    assert 2 <= len(before) < 7
     compare(load_config(file), out, Log())
     after = lines(out)
-    assert after[: len(before)] == before and len(after) == 5
+    assert after[: len(before)] == before and len(after) == 7
     assert (out / "stages.json").read_text() == stages
     assert answers(out) == answers(finished[0])
 

@@ -1,6 +1,7 @@
 """What happens once before the runs: on which prompts, in which files, and never twice."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trimtab.compare.config import CollectStage, CompareConfig, Evaluation, Rewa
 from trimtab.compare.stages import Stages, rank
 from trimtab.errors import UserError
 from trimtab.feedback.readers import read
+from trimtab.feedback.records import Record
 from trimtab.train import RunConfig
 
 WORDS = ("film", "cast", "plot", "end", "music", "scene", "idea", "story", "tale", "voice", "score", "joke")
@@ -150,13 +152,38 @@ def test_all_input_is_read_before_anything_is_trained(
 def test_ranks_tie_where_scores_do_and_single_answers_are_left_out() -> None:
     answers = [["a", "bb", "a", "cc"], ["a", "a"], ["", "ddd", "e"]]
 
-    def length(prompts: Any, responses: list[str]) -> list[float]:
+    def length(prompts: Any, responses: Sequence[str], columns: Any = None) -> list[float]:
         return [float(len(r)) for r in responses]
 
-    ranked = rank(["p", "q", "r"], answers, length)
+    asked = [Record("prompt", prompt) for prompt in ("p", "q", "r")]
+    ranked = rank(asked, answers, length)
     assert [(r.prompt, r.responses, r.ranks) for r in ranked] == [
         ("p", ("bb", "cc", "a"), (0, 0, 1)),
         ("r", ("ddd", "e"), (0, 1)),
     ]
+    assert [r.kind for r in ranked] == ["ranking"] * 2
     with pytest.raises(UserError, match="nothing to rank"):
-        rank(["q"], [["a", "a"]], length)
+        rank(asked[1:2], answers[1:2], length)
+
+
+def test_a_reward_that_ranks_sees_each_answers_column_and_the_rankings_keep_it() -> None:
+    def closeness(prompts: Any, responses: Sequence[str], columns: Any = None) -> list[float]:
+        return [-abs(len(r) - length) for r, length in zip(responses, columns["length"], strict=True)]
+
+    asked = [Record("prompt", "p", columns={"length": 1}), Record("prompt", "q", columns={"length": 3})]
+    ranked = rank(asked, [["bbb", "a"], ["c", "ddd", "ee"]], closeness)
+    assert [(r.responses, r.columns) for r in ranked] == [
+        (("a", "bbb"), {"length": 1}),
+        (("ddd", "ee", "c"), {"length": 3}),
+    ]
+
+
+def test_questions_keep_their_answers_for_the_evaluation(folder: Path) -> None:
+    rows = [{"question": prompt, "answer": f"{n}"} for n, prompt in enumerate(PROMPTS)]
+    data = tiny.write_jsonl(folder / "questions.jsonl", rows)
+    run(folder, config(folder, data=data, methods={"rloo": {}}, rewards={"right": "exact:answer"}))
+    evaluated = read(str(folder / "out" / "prompts.jsonl"))
+    assert {record.kind for record in evaluated} == {"prompt"} and len(evaluated) == 10
+    for record in evaluated:
+        assert not isinstance(record.prompt, str)
+        assert record.columns["answer"] == str(PROMPTS.index(record.prompt[0].content))

@@ -22,6 +22,7 @@ from trimtab.compare.config import (
     CollectStage,
     CompareConfig,
     Evaluation,
+    Online,
     RewardModelStage,
     SFTStage,
 )
@@ -167,7 +168,7 @@ def keys(docs: Path) -> dict[str, str]:
 @each_language
 def test_every_key_of_a_comparison_is_explained(docs: Path) -> None:
     nested = {"sft": SFTStage, "collect": CollectStage, "reward_model": RewardModelStage}
-    nested |= {"budget": Budget, "evaluation": Evaluation}
+    nested |= {"budget": Budget, "online": Online, "evaluation": Evaluation}
     expected = {field.name for field in dataclasses.fields(CompareConfig)} - set(nested)
     expected |= {f"{name}.{field.name}" for name, cls in nested.items() for field in dataclasses.fields(cls)}
     assert set(keys(docs)) == expected

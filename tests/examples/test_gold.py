@@ -5,7 +5,7 @@ from sklearn.metrics import accuracy_score
 
 from trimtab.errors import UserError
 from trimtab.examples.reviews.data import load
-from trimtab.examples.reviews.gold import Gold, gold, main
+from trimtab.examples.reviews.gold import Gold, gold, main, novelty
 from trimtab.feedback.records import Message
 
 
@@ -35,9 +35,16 @@ def test_two_fits_agree() -> None:
     assert Gold.fit()([""] * 50, texts) == gold()([""] * 50, texts)
 
 
-def test_repetition_adds_nothing_after_the_first_two() -> None:
-    twice, often = gold()(["the film is"] * 2, [" moving moving", " moving" * 30])
-    assert often == pytest.approx(twice, abs=1e-12)
+def test_repetition_costs_its_share() -> None:
+    once, often = gold()(["the film is"] * 2, [" moving moving", " moving" * 30])
+    assert often == pytest.approx(once * 4 / 32, abs=1e-12)  # 4 different pairs of 32
+
+
+def test_people_hardly_repeat_themselves() -> None:
+    shares = [novelty(str(r.prompt) + r.responses[0]) for r in load("held_out")]
+    assert sum(share > 0.9 for share in shares) > 0.95 * len(shares)
+    assert novelty("") == novelty("film") == 1
+    assert novelty("a b a b") == pytest.approx(2 / 3)
 
 
 def test_no_text_has_no_score() -> None:

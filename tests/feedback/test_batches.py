@@ -1,7 +1,10 @@
 """Packed sequences and typed batches: where each token and each judgement ends up."""
 
+import random
+
 import pytest
 import torch
+from tests.models import random_rows
 
 from trimtab.feedback.batches import Example, Pairs, Rankings, Scored, Table, Thumbs
 from trimtab.feedback.records import Kind
@@ -47,6 +50,59 @@ def test_masks_come_from_lengths_not_from_ids() -> None:
     s = Sequences.pack([((0, 0), (0, 5, 0)), ((0,), (0,))])
     assert s.mask.tolist() == [[True] * 3, [True, False, False]]
     assert s.targets.tolist() == [0, 5, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 1], [1, 1, 0], [0, 1, 2]])
+def test_selected_sequences_are_those_rows_packed(rows: list[int]) -> None:
+    chosen = Sequences.pack(ROWS).select(torch.tensor(rows))
+    assert unpacked(chosen) == [(list(ROWS[i][0]), list(ROWS[i][1])) for i in rows]
+
+
+def test_joined_sequences_are_all_rows_packed() -> None:
+    parts = [Sequences.pack(ROWS[:1]), Sequences.pack(ROWS[1:]), Sequences.pack(ROWS[:2])]
+    joined = Sequences.join(parts)
+    assert unpacked(joined) == [(list(p), list(r)) for p, r in (*ROWS, *ROWS[:2])]
+    assert joined.mask.shape == (5, 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_rows_selected_and_joined_are_rebuilt_in_plain_python(seed: int) -> None:
+    rows = random_rows(12, seed=seed)
+    draw = random.Random(seed)
+    picks = [[draw.randrange(12) for _ in range(draw.randint(1, 8))] for _ in range(3)]
+    packed = Sequences.pack(rows)
+    joined = Sequences.join([packed.select(torch.tensor(pick)) for pick in picks])
+    expected = [rows[i] for pick in picks for i in pick]
+    assert unpacked(joined) == [(list(p), list(r)) for p, r in expected]
+    place, states = 0, []
+    for prompt, response in expected:
+        states.append(list(range(place + len(prompt) - 1, place + len(prompt) + len(response))))
+        place += len(prompt) + len(response)
+    assert joined.state_index.tolist() == [index for of_row in states for index in of_row]
+    longest = max(map(len, states))
+    assert joined.unpack_states(joined.state_index + 1).tolist() == [
+        [index + 1 for index in of_row] + [0] * (longest - len(of_row)) for of_row in states
+    ]
+
+
+def test_states_stand_before_each_token_and_after_the_last() -> None:
+    """Row by row: the prompt's last token, then every token of the response."""
+    s = Sequences.pack(ROWS)
+    assert s.state_index.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert s.tokens[s.state_index].tolist() == [8, 1, 2, 3, 9, 4, 7, 5, 6]
+    assert s.unpack_states(torch.arange(1.0, 10.0)).tolist() == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 0]]
+
+
+def unpacked(sequences: Sequences) -> list[tuple[list[int], list[int]]]:
+    """Prompts and responses by their lengths alone."""
+    tokens, rows = sequences.tokens.tolist(), []
+    for prompt, response in zip(
+        sequences.prompt_lengths.tolist(), sequences.response_lengths.tolist(), strict=True
+    ):
+        rows.append((tokens[:prompt], tokens[prompt : prompt + response]))
+        tokens = tokens[prompt + response :]
+    assert tokens == []
+    return rows
 
 
 @pytest.mark.parametrize("rows", [[], [((), (1,))], [((1,), ())]])

@@ -11,6 +11,8 @@ from trimtab.errors import UserError
 from trimtab.feedback.batches import Demonstrations, Pairs, Rankings, Scored, Thumbs
 from trimtab.feedback.sequences import Sequences
 from trimtab.methods import METHODS, find
+from trimtab.policies.base import Evaluation
+from trimtab.rollouts.rollout import Rollout
 
 
 class Fixed:
@@ -159,5 +161,131 @@ def test_the_registry() -> None:
         assert method.source and method.when and method.learning_rate > 0
         if method.strength:
             assert method.strength in method.__dataclass_fields__
-    with pytest.raises(UserError, match="unknown method 'dpp'; did you mean 'dpo'"):
-        find("dpp")
+    with pytest.raises(UserError, match="unknown method 'dop'; did you mean 'dpo'"):
+        find("dop")
+
+
+class FixedActor:
+    """A policy whose log-probs and values are given."""
+
+    def __init__(self, logprobs: Tensor, values: Tensor | None = None) -> None:
+        self.out = Evaluation(logprobs, values=values)
+
+    def evaluate(self, inputs: Any, *, entropy: bool = False) -> Evaluation:
+        return self.out
+
+
+def experience(**fields: Any) -> Rollout:
+    """Two answers to one prompt, of three tokens and of one, each old log-prob -1."""
+    inputs = Sequences.pack([([9], [1, 2, 3]), ([9], [4])])
+    mask = inputs.mask
+    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    values: dict[str, Any] = {
+        "old_logprobs": -1.0 * mask,
+        "ref_logprobs": -1.0 * mask,
+        "rewards": torch.tensor([[0.0, 0.0, 4.0], [2.0, 0.0, 0.0]]),
+        "score": torch.tensor([4.0, 2.0]),
+    }
+    return Rollout(
+        inputs=inputs,
+        mask=mask,
+        terminated=last,
+        ended=last,
+        fresh=torch.ones(2, dtype=torch.bool),
+        group_size=2,
+        longest=10,
+        coefficients={"beta": 0.5, "kl_penalty": 3.0},
+        **{**values, **fields},
+    )
+
+
+# ratios 2, 1, 1/2 and 1.1; beyond 1.2 and below 0.8 they are clipped
+RATIOS = torch.tensor([[2.0, 1.0, 0.5], [1.1, 1.0, 1.0]])
+MOVED = (RATIOS.log() - 1) * experience().mask
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, [-(1.2 + 1 + 0.5) / 3, 1.1]),  # of each answer
+        ({"aggregation": "dr_grpo"}, [-(1.2 + 1 + 0.5) / 10, 1.1 / 10]),  # over the longest there can be
+        ({"aggregation": "dapo"}, [-1.2, -1.0, -0.5, 1.1]),  # of all tokens
+        ({"clip_high": 0.5}, [-(1.5 + 1 + 0.5) / 3, 1.1]),
+    ],
+)
+def test_grpo_takes_one_of_three_means(parameters: dict[str, Any], expected: list[float]) -> None:
+    """Scores 4 and 2 are advantages 1 and -1."""
+    method: Any = find("grpo")(scale=False, kl="reward", **parameters)
+    batch = method.advantages(experience())
+    assert batch.advantages.tolist() == [[1, 1, 1], [-1, 0, 0]]
+    losses, metrics = method.loss(FixedActor(MOVED), batch)
+    assert losses.tolist() == pytest.approx(expected)
+    assert method.units(batch) == len(expected)
+    assert metrics["clip_fraction"].float().mean() == pytest.approx(1 / 4)  # the 2; a small ratio is free
+
+
+def test_grpo_divides_by_the_groups_deviation() -> None:
+    batch = find("grpo")().advantages(experience())  # type: ignore[attr-defined]
+    scaled = 1 / (math.sqrt(2) + 1e-4)
+    assert batch.advantages.tolist() == [pytest.approx([scaled] * 3), pytest.approx([-scaled, 0, 0])]
+
+
+def test_rloo_weighs_whole_answers() -> None:
+    """4 against 2 and 2 against 4; the first answer's ratio is 2 * 1 * 1/2 = 1."""
+    method: Any = find("rloo")()
+    batch = method.advantages(experience())
+    assert batch.advantages.tolist() == [2.0, -2.0]
+    losses, _ = method.loss(FixedActor(MOVED), batch)
+    assert losses.tolist() == pytest.approx([-2.0, 2.2])
+    assert method.units(batch) == 2
+
+
+@pytest.mark.parametrize(
+    ("baseline", "first", "second"),
+    [("none", [4, 4, 4], 2), ("mean", [0.5, 0.5, 0.5], -1.5), ("value", [3, 2, 1], 1)],
+)
+def test_reinforce_subtracts_its_baseline(baseline: str, first: list[float], second: float) -> None:
+    """The mean over tokens is (3 * 4 + 2) / 4 = 3.5."""
+    values = torch.tensor([[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]])
+    rollout = experience(values=values) if baseline == "value" else experience()
+    batch = find("reinforce")(baseline=baseline).advantages(rollout)  # type: ignore[attr-defined]
+    assert batch.advantages.tolist() == [first, [second, 0, 0]]
+
+
+def test_ppo_has_one_mean_over_all_tokens_of_policy_and_critic() -> None:
+    """Advantages 1; the critic is 2 off, so that half the square is 2, counted half."""
+    method: Any = find("ppo")(value_weight=0.5)
+    mask = experience().mask
+    batch = experience(values=0.0 * mask, returns=2.0 * mask, advantages=1.0 * mask)
+    losses, _ = method.loss(FixedActor(MOVED, 0.0 * mask), batch)
+    assert losses.tolist() == pytest.approx([-1.2 + 1, -1 + 1, -0.5 + 1, -1.1 + 1])
+    assert method.units(batch) == 4
+
+
+def test_ppo_with_kl_pays_for_the_way_from_the_old_policy() -> None:
+    """kl_penalty 3 on KL(old || new) of each token, ratio - 1 - log ratio; ratios are not clipped."""
+    method: Any = find("ppo_kl")(value_weight=0.0)
+    mask = experience().mask
+    batch = experience(values=0.0 * mask, returns=0.0 * mask, advantages=1.0 * mask)
+    losses, _ = method.loss(FixedActor(MOVED, 0.0 * mask), batch)
+    assert losses.tolist() == pytest.approx([3 * (r - 1 - math.log(r)) - r for r in (2.0, 1.0, 0.5, 1.1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("ppo", "clip", 0.0),
+        ("ppo", "lam", 1.5),
+        ("ppo", "value_clip", -1.0),
+        ("grpo", "beta", -0.1),
+        ("grpo", "clip_high", 0.0),
+        ("rloo", "kl_target", 0.0),
+        ("reinforce", "gamma", 1.01),
+        ("a2c", "entropy_bonus", -1.0),
+        ("trpo", "max_kl", 0.0),
+        ("ppo_kl", "old_kl_target", 0.0),
+    ],
+)
+def test_online_parameters_out_of_bounds_are_refused(name: str, parameter: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{parameter}.*takes values from"):
+        find(name)(**{parameter: value})

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from tests.models import causal_model, letter_tokenizer, policy, random_rows
 
 from trimtab.errors import UserError
+from trimtab.feedback.sequences import Sequences
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.generate import Sampling, generate
 
@@ -104,6 +105,106 @@ def test_frequencies_match_the_models_probabilities(temperature: float) -> None:
         total = sum(expected)  # 1 up to rounding, which chisquare wants exactly
         assert chisquare(observed, [e / total * count for e in expected]).pvalue > 1e-3
         assert chisquare(observed, [count / len(responses)] * len(responses)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Mistral", "GPT2", "Gemma2"])
+def test_recorded_log_probs_are_those_of_training(architecture: str, temperature: float) -> None:
+    """Prompts of unequal length are padded, and rows leave when they end; transformers sees each alone."""
+    learner = easily_ended(architecture)
+    sampling = Sampling(max_new_tokens=12, temperature=temperature, batch_size=4)
+    answers = generate(learner, PROMPTS, sampling, samples=4, seed=1)
+    rows = [(p, r.tokens) for p, responses in zip(PROMPTS, answers, strict=True) for r in responses]
+    recorded = [torch.tensor(r.logprobs) for responses in answers for r in responses]
+    assert len({len(tokens) for _, tokens in rows}) > 4 and len({len(p) for p in PROMPTS}) > 2
+    with torch.no_grad():
+        trained = learner.logprobs(Sequences.pack(rows), temperature)
+        for (prompt, tokens), found, of_training in zip(rows, recorded, trained, strict=True):
+            ids = torch.tensor([[*prompt, *tokens]])
+            logits = learner.model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / temperature
+            alone = logits.log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)]
+            torch.testing.assert_close(found, alone, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found, of_training[: len(tokens)], rtol=0, atol=1e-4)
+
+
+def test_recorded_log_probs_do_not_know_of_top_k_and_top_p() -> None:
+    learner = policy()
+    sampling = Sampling(max_new_tokens=6, top_k=3, top_p=0.5)
+    answers = generate(learner, PROMPTS, sampling, samples=2)
+    rows = [(p, r.tokens) for p, responses in zip(PROMPTS, answers, strict=True) for r in responses]
+    with torch.no_grad():
+        of_training = learner.logprobs(Sequences.pack(rows))
+    for values, responses in zip(of_training.view(len(PROMPTS), 2, -1), answers, strict=True):
+        for row, response in zip(values, responses, strict=True):
+            torch.testing.assert_close(
+                row[: len(response.tokens)], torch.tensor(response.logprobs), rtol=0, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-9}, {"top_k": 5, "top_p": 1e-9}])
+def test_the_likeliest_token_alone_is_greedy(options: dict[str, Any]) -> None:
+    learner = easily_ended("Llama")
+    greedy = generate(learner, PROMPTS, Sampling(max_new_tokens=8, temperature=0.0), samples=2)
+    drawn = generate(learner, PROMPTS, Sampling(max_new_tokens=8, **options), samples=2)
+    assert [[r.tokens for r in of] for of in drawn] == [[r.tokens for r in of] for of in greedy]
+
+
+def left_over(probabilities: list[float], top_k: int | None, top_p: float | None) -> list[float]:
+    """What top-k, then top-p leave of a distribution, by their definitions (Holtzman et al. 2020, eq. 2)."""
+    falling = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:top_k]
+    total, nucleus = sum(probabilities[token] for token in falling), []
+    for token in falling:  # the smallest set that has this probability
+        nucleus.append(token)
+        if top_p is not None and sum(probabilities[t] for t in nucleus) >= top_p * total:
+            break
+    total = sum(probabilities[token] for token in nucleus)
+    return [p / total if token in nucleus else 0.0 for token, p in enumerate(probabilities)]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"),
+    [(4, None), (100, None), (None, 0.3), (None, 0.6), (None, 0.9), (None, 1.0), (8, 0.7), (3, 0.9)],
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_only_what_is_left_over_is_drawn_in_proportion(
+    top_k: int | None, top_p: float | None, temperature: float
+) -> None:
+    """5000 first tokens after each of two prompts."""
+    learner, count, prompts = policy(), 5000, [[0, 5, 9], [7]]
+    learner.end_tokens = {10**6}
+    sampling = Sampling(max_new_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p)
+    answers = generate(learner, prompts, sampling, samples=count)
+    sizes = set()
+    for prompt, drawn in zip(prompts, answers, strict=True):
+        with torch.no_grad():
+            logits = learner.model(torch.tensor([prompt])).logits[0, -1] / temperature
+        expected = left_over(logits.softmax(-1).tolist(), top_k, top_p)
+        observed = [sum(r.tokens == [token] for r in drawn) for token in range(len(expected))]
+        kept = [token for token, p in enumerate(expected) if p > 0]
+        sizes.add(len(kept))
+        assert sum(observed[token] for token in kept) == count
+        total = sum(expected[token] for token in kept)
+        frequencies = [expected[token] / total * count for token in kept]
+        assert chisquare([observed[token] for token in kept], frequencies).pvalue > 1e-3
+    assert sizes == {40} if (top_k, top_p) in ((100, None), (None, 1.0)) else max(sizes) < 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; it must be a number above 0"),
+        ({"top_k": -2}, "top_k is -2; it must be a number above 0"),
+        ({"top_p": 0.0}, "top_p is 0; it must be a number above 0"),
+        ({"top_p": 1.1}, "top_p is 1.1; it must be from 0 to 1"),
+        ({"top_p": float("nan")}, "top_p is nan; it must be a number above 0"),
+        ({"temperature": -0.1}, "temperature is -0.1; it must be 0 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a number above 0"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a number above 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Sampling(**options)
 
 
 def test_no_prompts_no_responses() -> None:

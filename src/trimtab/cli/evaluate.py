@@ -27,7 +27,7 @@ class Options:
     data: str
     """A file whose prompts are answered, or reviews (its held-out prompts)."""
     reward: Annotated[list[str], tyro.conf.arg(metavar="REWARD [REWARD ...]")] = field(default_factory=list)
-    """Rewards: a reward model's folder, file.py:function, or reviews (the built-in gold scorer)."""
+    """Rewards: a reward model's folder, file.py:function, exact:COLUMN, regex:PATTERN, length:N, reviews."""
     reference: str | None = None
     """The model that the KL is measured to."""
     out: Path | None = None

@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
             done = live(run_online_job(_job(OnlineJob, options), progress))
         else:
             done = shown(run_job(_job(Job, options), progress))
-    console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False)
+    console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False, soft_wrap=True)
     console.print(f"the model is in {options.out}", markup=False, soft_wrap=True)
     return 0
 

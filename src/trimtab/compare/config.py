@@ -33,7 +33,7 @@ class CollectStage:
     """Lets the starting model answer prompts and has a reward rank the answers: the feedback."""
 
     reward: str
-    """Who ranks: a reward model's folder, file.py:function, or reviews."""
+    """Who ranks: a reward as in `trimtab evaluate --reward`."""
     prompts: int = 1000
     """How many of the training prompts are answered."""
     held_out_prompts: int = 200

@@ -97,7 +97,9 @@ def page_content(comparison: Comparison) -> dict[str, Any]:
         "failed": comparison.failed,
         "stages": [_stage(stage) for stage in about.get("stages", [])],
         "groups": [
-            (name, flatten(about[name])) for name in ("data", "budget", "evaluation") if name in about
+            (name, flatten(about[name]))
+            for name in ("data", "budget", "online", "evaluation")
+            if name in about
         ],
         "versions": flatten(about.get("versions", {})) + flatten(about.get("machine", {})),
         "runs": list(_run_configurations(comparison)),

@@ -102,6 +102,7 @@ def _describe(config: CompareConfig, out: Path, stages: list[dict[str, Any]]) ->
         "data": {"source": config.data, **feedback},
         "base": config.model,
         "budget": dataclasses.asdict(config.budget),
+        "online": dataclasses.asdict(config.online) | {"reward": config.learned_reward},
         "rewards": config.reward_names,
         "primary_reward": config.reward_names[0],
         "evaluation": dataclasses.asdict(config.evaluation),

@@ -33,6 +33,7 @@ from trimtab.reference import attach_reference
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import Reward, WeightedSum, load_reward
 from trimtab.train import OptimiserConfig, RunConfig, make_table, peak_learning_rate, train
+from trimtab.writing import json_line
 
 SEQUENCES = {"pair": 2, "ranking": 4}  # responses in one piece of feedback
 
@@ -125,7 +126,7 @@ def _train(cell: Cell, policy: LanguagePolicy, folder: Path) -> dict[str, Any]:
         run, steps = _offline(cell, method, policy)
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for metrics in steps:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json_line(metrics))
     run = dataclasses.replace(run, learning_rate=peak_learning_rate(method, run, policy))
     return {"method": cell.run.method, **dataclasses.asdict(method), "run": dataclasses.asdict(run)}
 

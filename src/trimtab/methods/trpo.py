@@ -33,6 +33,8 @@ class TRPO(OnlineMethod):
     """Bound of KL(old || new), the mean over tokens in nats."""
     cg_iterations: int = 10
     """Conjugate-gradient iterations for the direction."""
+    fisher_every: int = 1
+    """Compute the Fisher matrix on every n-th answer only: n times faster, a rougher direction."""
     damping: float = 0.1
     """Added to the Fisher matrix's diagonal."""
     halvings: int = 10
@@ -48,7 +50,8 @@ class TRPO(OnlineMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(max_kl=(1e-9, 1e3), cg_iterations=(1, 1e3), damping=(0.0, 1e3), halvings=(0, 100))
+        self.check(max_kl=(1e-9, 1e3), cg_iterations=(1, 1e3), fisher_every=(1, 1e6))
+        self.check(damping=(0.0, 1e3), halvings=(0, 100))
         self.check(gamma=(0.0, 1.0), lam=(0.0, 1.0))
 
     @property
@@ -74,8 +77,11 @@ class TRPO(OnlineMethod):
         if not math.isfinite(loss) or not bool(gradient.isfinite().all()):
             raise UserError("the surrogate loss or its gradient is not a finite number; try --precision fp32")
 
+        some = self._some(parts)
+        steps_of_some = sum(self.units(part) for part in some)
+
         def product(vector: Tensor) -> Tensor:
-            return self._fisher(policy, moving, parts, vector) / steps + self.damping * vector
+            return self._fisher(policy, moving, some, vector) / steps_of_some + self.damping * vector
 
         def after(step: Tensor) -> tuple[float, float]:
             vector_to_parameters(before + step, moving.values())
@@ -86,6 +92,12 @@ class TRPO(OnlineMethod):
         size, kl = (taken[0], taken[1]) if taken else (torch.zeros_like(step), 0.0)
         vector_to_parameters(before + size, moving.values())
         return {"old_kl": kl, "step_accepted": float(taken is not None), "step_norm": float(size.norm())}
+
+    def _some(self, parts: list[Rollout]) -> list[Rollout]:
+        """Every n-th answer, counted through all parts: where these are cut changes nothing."""
+        counted = torch.arange(sum(part.size for part in parts)) % self.fisher_every == 0
+        chosen = [of_part.nonzero()[:, 0] for of_part in counted.split([part.size for part in parts])]
+        return [p.select(rows.to(p.mask.device)) for p, rows in zip(parts, chosen, strict=True) if len(rows)]
 
     def _moving(self, policy: Actor) -> Parameters:
         moving: Parameters = {

@@ -13,7 +13,8 @@ from trimtab.objectives.divergences import kl_k3
 def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-log pi(a) A, weighted by the ratio, held fixed (Williams 1992; Degris et al. 2012 off policy).
 
-    On fresh answers the ratio is 1. On answers of an older policy it keeps the gradient right.
+    On fresh answers the ratio is 1. On answers of an older policy it makes up for how likely each action has
+    become; not for the states that the older policy came through, nor for what it did afterwards.
     """
     weight = (logprobs - old_logprobs).exp().detach()
     return -weight * logprobs * advantages

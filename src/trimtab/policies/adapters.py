@@ -96,7 +96,7 @@ def adapter_critic(actor: LanguagePolicy, config: ModelConfig, seed: int) -> Cri
         _save_adapter(model, CRITIC, folder)
         save_head(head, folder)
 
-    return Critic(_hidden_by_adapter(actor), head, own, save)
+    return Critic(_hidden_by_adapter(actor), head, own, save, learning_rate=1e-4)
 
 
 def _hidden_by_adapter(actor: LanguagePolicy) -> Callable[[Sequences, Tensor], Tensor]:

@@ -71,8 +71,8 @@ class CollectConfig:
 
     @property
     def kept(self) -> int:
-        """Prompts of a collection whose answers are those of the one before."""
-        return round(self.keep * self.prompts)
+        """Prompts of a collection whose answers are those of the one before; never all of them."""
+        return min(round(self.keep * self.prompts), self.prompts - 1)
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -179,15 +179,18 @@ class Collector:
 
     def _chosen(self, refresh: int) -> list[int]:
         """Which prompts: every one once before any comes again, each pass in an order of its own."""
-        new = self.config.prompts - self.config.kept
-        first = 0 if refresh == 0 else self.config.prompts + (refresh - 1) * new
-        return [self._turn(first + i) for i in range(self.config.prompts if refresh == 0 else new)]
-
-    def _turn(self, place: int) -> int:
-        epoch, place = divmod(place, len(self.records))
-        order = list(range(len(self.records)))
-        random.Random(f"{self.seed} prompts {epoch}").shuffle(order)
-        return order[place]
+        later = self.config.prompts - self.config.kept
+        count, first = (
+            (later, self.config.prompts + (refresh - 1) * later) if refresh else (self.config.prompts, 0)
+        )
+        epoch, place = divmod(first, len(self.records))
+        chosen: list[int] = []
+        while len(chosen) < count:
+            order = list(range(len(self.records)))
+            random.Random(f"{self.seed} prompts {epoch}").shuffle(order)
+            chosen += order[place:]
+            epoch, place = epoch + 1, 0
+        return chosen[:count]
 
     def _rollout(
         self, sequences: Sequences, logprobs: list[float], ended: list[bool], scores: list[float]
@@ -249,4 +252,10 @@ def _prompt_ids(tokenizer: Any, records: Sequence[Record], longest: int) -> list
         log.warning(
             "%d of %d prompts lost their beginning: they have over %d tokens", long, len(ids), longest
         )
-    return [prompt[-longest:] for prompt in ids]
+    return [_cut(prompt, longest, tokenizer.bos_token_id) for prompt in ids]
+
+
+def _cut(prompt: Ids, longest: int, bos: int | None) -> Ids:
+    """The prompt's end; the token that begins every text stays, as in training."""
+    kept = prompt[-longest:]
+    return [*prompt[:1], *kept[1:]] if prompt[0] == bos else kept

@@ -72,11 +72,12 @@ def generate(
     answers: list[list[Response]] = [[] for _ in prompts]
     was_training = policy.model.training
     policy.model.eval()
-    for start in range(0, len(order), sampling.batch_size):
-        chunk = order[start : start + sampling.batch_size]
-        responses = _answer(policy, [prompts[i] for i in chunk], sampling, samples, generator)
-        for place, i in enumerate(chunk):
-            answers[i] = responses[place * samples : (place + 1) * samples]
+    with policy.autocasting():  # around all steps: the weights in the lower precision are kept within it
+        for start in range(0, len(order), sampling.batch_size):
+            chunk = order[start : start + sampling.batch_size]
+            responses = _answer(policy, [prompts[i] for i in chunk], sampling, samples, generator)
+            for place, i in enumerate(chunk):
+                answers[i] = responses[place * samples : (place + 1) * samples]
     policy.model.train(was_training)
     return answers
 

@@ -84,7 +84,8 @@ falling to zero.
 
 {drawn}
 
-Distance: total variation, at most {drawn_bound}. It is chance that is left.
+Distance: total variation, at most {drawn_bound}. What is left is chance and, for methods with one update a
+refresh, too few steps.
 
 - Near the optimum r - β log(π / ref) is the same for all responses to a prompt, so that advantages vanish
   and with them the noise. `reinforce baseline=none` has nothing to subtract and keeps its noise.
@@ -162,7 +163,8 @@ ORPO's odds ratio. Where definitions differ, the tests show the difference:
   the micro-batches' means.
 
 Packed, padded to either side, alone, in whatever micro-batches: log-probs, losses and gradients are the same
-to 1e-5 (`tests/policies/test_packing.py`, `tests/methods/test_invariance.py`).
+to 1e-5 (`tests/policies/test_packing.py`, `tests/methods/test_invariance.py`, and
+`tests/methods/test_online_invariance.py`).
 """
 
 

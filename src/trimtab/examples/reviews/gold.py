@@ -1,16 +1,19 @@
 """The gold scorer: what the human annotators of the reviews would say, learned from their labels.
 
-A logistic regression on words and word pairs, trained at run time on the sentences of the training half. It
-stands for the human, and so it is the reward that the example's methods are measured by; no method sees it.
+A logistic regression on words and word pairs, trained at run time on the sentences of the training half,
+times the share of the text's word pairs that are not repeats: readers tire of a text that says the same thing
+again, and the labels, all of them of real sentences, cannot teach that. It stands for the human, and so it is
+the reward that the example's methods are measured by; no method sees it. A reward model that learned from its
+rankings has hardly met repetition, and can be over-optimised into it.
 
-It is a bag of words and can be over-optimised. Each word counts once, so repeating "moving , moving , moving"
-gains nothing after the first, and each text has length 1, so that longer is not better by itself. But a list
-of different words of praise scores high without being a sentence, and a negation far from its word goes
-unnoticed. That is why the report shows KL, distinct n-grams and samples beside the score.
+It is a bag of words and can itself be over-optimised: a list of different words of praise scores high without
+being a sentence, and a negation far from its word goes unnoticed. That is why the report shows KL, distinct
+n-grams and samples beside the score.
 """
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from trimtab.errors import UserError
@@ -19,7 +22,7 @@ from trimtab.feedback.records import Prompt
 
 
 class Gold:
-    """Scores whole sentences by the probability that a human would call them positive."""
+    """Scores whole sentences: positive, and not repeating themselves."""
 
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
@@ -40,13 +43,14 @@ class Gold:
         return cls(classifier)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """The probability, in [0, 1], that a human would call each prompt + response positive."""
+        """For each prompt + response, in [0, 1]: P(a human calls it positive) * share of new word pairs."""
         if len(prompts) != len(responses):
             raise UserError(f"{len(prompts)} prompts came with {len(responses)} responses; give one for each")
         if not prompts:
             return []
         texts = [_text(prompt) + response for prompt, response in zip(prompts, responses, strict=True)]
-        return [float(positive) for _, positive in self.classifier.predict_proba(texts)]
+        positive = self.classifier.predict_proba(texts)[:, 1]
+        return [float(p) * novelty(text) for p, text in zip(positive, texts, strict=True)]
 
     def accuracy(self) -> tuple[int, int]:
         """How many held-out sentences it calls as the human did, and how many there are."""
@@ -54,6 +58,13 @@ class Gold:
         calls = self([""] * len(held_out), [sentence.text for sentence in held_out])
         right = sum((call > 0.5) == s.positive for call, s in zip(calls, held_out, strict=True))
         return right, len(held_out)
+
+
+def novelty(text: str) -> float:
+    """The share of the word pairs that did not come before: 0.98 on average where people wrote the text."""
+    words = text.split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def _text(prompt: Prompt) -> str:
