@@ -116,7 +116,7 @@ def test_the_table_has_a_figure_for_each_seed_and_goes_into_its_own_block(tmp_pa
         (tmp_path / page).write_text(f"{other}\n\n{block}\n", encoding="utf-8")
     fill(lambda name, language: table(runs, Setting(), language) if name == "addition" else None, tmp_path)
     english, chinese = ((tmp_path / page).read_text(encoding="utf-8") for page in ("a.md", "zh/a.md"))
-    figures = "| 30,720 | 34 / 34 / 34 % | 90 / 91 / 92 % | 24 / 24 / 24 % | 100 / 100 / 100 % | 31 |"
+    figures = "| 40,960 | 34 / 34 / 34 % | 90 / 91 / 92 % | 24 / 24 / 24 % | 100 / 100 / 100 % | 31 |"
     assert f"| PPO | 0.001 {figures}" in english
     assert f"| GRPO | 0.002 {figures}" in chinese
     for text, heading in ((english, "| method |"), (chinese, "| 方法 |")):

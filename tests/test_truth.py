@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 
 from trimtab.feedback.sequences import Sequences
 from trimtab.truth import gradients, optima, populations, reinforcement, trust
+from trimtab.truth.__main__ import main
 from trimtab.truth.actor import Drawn, Enumerated, TabularActor
 from trimtab.truth.cases import BOUND, CASES, Case, solve
-from trimtab.truth.llama import ONLINE, learn_online, tiny_llama
+from trimtab.truth.llama import ONLINE, EndToEnd, learn_online, tiny_llama
 from trimtab.truth.measured import figure, table
+from trimtab.truth.page import Findings
 from trimtab.truth.world import (
     LENGTHS,
     PROMPTS,
@@ -142,7 +145,7 @@ def online_case(method: str, group: int = 1, **parameters: object) -> reinforcem
         (online_case("ppo", whiten=False), 80),
         (online_case("ppo_kl", whiten=False, old_kl_target=None), 80),
         (online_case("rloo", group=2), 120),
-        (online_case("grpo", group=2, scale=False, aggregation="grpo"), 100),
+        (online_case("grpo", group=2, kl="loss", scale=False, aggregation="grpo"), 100),
     ],
     ids=lambda case: getattr(case, "title", ""),
 )
@@ -158,7 +161,7 @@ def test_online_methods_end_where_theory_says(case: reinforcement.OnlineCase, re
     ("case", "refreshes"),
     [
         (online_case("ppo"), 30),
-        (online_case("grpo", group=8, scale=False, aggregation="dapo"), 100),
+        (online_case("grpo", group=8, kl="loss", scale=False, aggregation="dapo"), 100),
         (online_case("trpo", whiten=False, max_kl=0.001, damping=0.01), 40),
     ],
     ids=lambda case: getattr(case, "title", ""),
@@ -221,7 +224,7 @@ def test_where_grpo_rests_is_one_point_for_each_weight() -> None:
     assert total_variation(optima.grpo(WORLD, 0.5, 8, ones), even) > BOUND
 
 
-@pytest.mark.parametrize("case", gradients.GRADIENTS[2:], ids=lambda case: case.title)
+@pytest.mark.parametrize("case", gradients.GRADIENTS[3:], ids=lambda case: case.title)
 def test_drawn_gradients_are_those_of_the_expectation(case: gradients.GradientCase) -> None:
     found = gradients.agreement(case, WORLD, batches=120)
     assert not found.missed
@@ -272,8 +275,8 @@ def test_the_fisher_matrix_of_a_llama() -> None:
 
 @pytest.mark.parametrize("case", ONLINE, ids=lambda case: case.method)
 def test_a_llama_learns_from_its_own_answers(case: object) -> None:
-    found = learn_online(replace(case, refreshes=10), WORLD)  # type: ignore[type-var]
-    assert found.after < 0.85 * found.before
+    found = learn_online(replace(case, refreshes=8), WORLD)  # type: ignore[type-var]
+    assert found.after < 0.9 * found.before
     assert found.missed == (found.after > 0.05)
 
 
@@ -282,3 +285,24 @@ def test_tables() -> None:
     expected = "| | off | bound |\n|---|---|---|\n| `one` | 0 | 1e-12 |\n| `two` | nan | 0.0001 |"
     assert table(["", "off", "bound"], rows).replace("|  |", "| |") == expected
     assert [row.missed for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize(("off", "status"), [(0.01, 0), (0.03, 1), (math.nan, 1)])
+def test_a_miss_is_an_exit_status(
+    off: float,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = reinforcement.OnlineResult(online_case("a2c"), off, off, bound=0.02, seconds=1.0)
+    llama = EndToEnd(parameters=20_896, pairs=5, before=0.3, after=0.04)
+    findings = Findings([], [found], [], [], [], [], llama, [])
+    monkeypatch.setattr("trimtab.truth.__main__.measure", lambda world: findings)
+    monkeypatch.setattr("sys.argv", ["truth", "--out", str(tmp_path / "truth.md")])
+    assert main() == status
+    assert ("missed its bound: a2c" in capsys.readouterr().out) == bool(status)
+    row = f"| `a2c` | closed form: ref · exp(r / β) | {figure(off)} | {figure(off)} |"
+    text = (tmp_path / "truth.md").read_text(encoding="utf-8")
+    assert row in text
+    assert "20,896" in text

@@ -62,7 +62,10 @@ def _grpo(group: int) -> list[OnlineCase]:
     rests = [partial(optima.grpo, beta=BETA, group=group, weights=weights) for weights in COUNTS.values()]
     return [
         *(OnlineCase("grpo", {"kl": "reward", **p}, group) for p in plain),
-        *(OnlineCase("grpo", p, group, rest, REST) for p, rest in zip(plain, rests, strict=True)),
+        *(
+            OnlineCase("grpo", {"kl": "loss", **p}, group, rest, REST)
+            for p, rest in zip(plain, rests, strict=True)
+        ),
     ]
 
 
