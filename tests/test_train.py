@@ -17,9 +17,9 @@ from trimtab.train import (
     RunConfig,
     _order,
     _parts,
-    schedule_factor,
     make_table,
     peak_learning_rate,
+    schedule_factor,
     total_steps,
     train,
 )

@@ -143,42 +143,44 @@ text, a function gives the texts their rewards, PPO's critic is a head on the Ll
 
 ## The same batch through TRL 1.16
 
-`tests/peer` runs the same tiny Llama and the same tokens through TRL's own trainers: losses agree to 1e-5 and
-gradients to 1e-4 in fp32, for SFT, reward models (with margin and with the centring term), DPO, IPO, KTO and
-ORPO's odds ratio. For GRPO and RLOO TRL is given the answers and their scores and makes the rest itself, masks,
-log-probs, rewards, advantages and its own training step; at weights that have moved since the answers were
-written advantages and losses agree to 1e-5 and gradients to 1e-4: GRPO with `aggregation` grpo, dr_grpo and dapo,
-`clip`, `clip_high`, `scale`, temperature and the KL as a loss; RLOO with its ratio of whole answers, the KL in the
-score, and `clip_scores`. Where definitions differ, the tests show the difference:
+`tests/peer` runs the same tiny Llama and the same tokens through TRL's own trainers: losses agree to 1e-5
+and gradients to 1e-4 in fp32, for SFT, reward models (with margin and with the centring term), DPO, IPO,
+KTO and ORPO's odds ratio. For GRPO and RLOO TRL is given the answers and their scores and makes the rest
+itself, masks, log-probs, rewards, advantages and its own training step; at weights that have moved since
+the answers were written advantages and losses agree to 1e-5 and gradients to 1e-4: GRPO with `aggregation`
+grpo, dr_grpo and dapo, `clip`, `clip_high`, `scale`, temperature and the KL as a loss; RLOO with its ratio
+of whole answers, the KL in the score, and `clip_scores`. Where definitions differ, the tests show the
+difference:
 
-- **DPO with `label_smoothing`**: trimtab mixes both labels (Mitchell 2023); TRL's loss type `sigmoid` ignores
-  the option. TRL has the same formula in `aot`, with which the test compares.
+- **DPO with `label_smoothing`**: trimtab mixes both labels (Mitchell 2023); TRL's loss type `sigmoid`
+  ignores the option. TRL has the same formula in `aot`, with which the test compares.
 - **IPO**: trimtab sums log-ratios over the response, as the paper does; TRL averages over tokens and equals
   `per_token: true`.
-- **KTO, mismatched pairs**: in trimtab a response never meets its own prompt, and data with more than half on
-  one prompt are refused. TRL rotates responses by one within the batch: where two answers to one prompt stand
-  together, one meets its own prompt.
+- **KTO, mismatched pairs**: in trimtab a response never meets its own prompt, and data with more than half
+  on one prompt are refused. TRL rotates responses by one within the batch: where two answers to one prompt
+  stand together, one meets its own prompt.
 - **KTO, reference point**: trimtab measures it once for an optimiser step; TRL once for each micro-batch.
-  With TRL's own mismatched rows the losses are equal, also where the point is below zero and counts as zero.
+  With TRL's own mismatched rows the losses are equal, also where the point is below zero and counts as
+  zero.
 - **ORPO, likelihood**: trimtab takes the response's mean over tokens, then the mean over pairs (the paper's
   eq. 6); TRL takes prompt and response, and one mean over all tokens of the batch.
 - **ORPO, prompt**: TRL puts BOS in front even if the tokenizer does not; trimtab follows the tokenizer.
-- **GRPO, KL**: trimtab multiplies k3 by the ratio, as TRL does by default. Without it (the GRPO paper's eq. 4) the
-  value on fresh answers is the same, the gradient that of another divergence.
-- **GRPO, KL in the score** (`kl: reward`): TRL has it for RLOO only; given scores with the price in them, its GRPO
-  is the same.
-- **GRPO, dapo**: trimtab divides by the tokens of the optimiser step, TRL by the step's equal share of the tokens
-  of the whole generation. The two are the same where all answers serve for one step. TRL's `bnpo` on one
-  micro-batch equals our `dapo`.
-- **RLOO, whitening**: TRL whitens advantages, with the price of the KL in them; trimtab whitens scores, before the
-  price, so that beta keeps its meaning.
-- **Equal scores**: trimtab's advantages are exactly zero. TRL's GRPO divides rounding errors by a deviation as
-  small: over 0.1 for six scores of 1000.1.
-- **Cut-off answers**: TRL's `mask_truncated_completions` takes them out of the loss, but they still count in the
-  baseline and in the mean over answers. In trimtab they count, by `cut_off`.
+- **GRPO, KL**: trimtab multiplies k3 by the ratio, as TRL does by default. Without it (the GRPO paper's eq.
+  4) the value on fresh answers is the same, the gradient that of another divergence.
+- **GRPO, KL in the score** (`kl: reward`): TRL has it for RLOO only; given scores with the price in them,
+  its GRPO is the same.
+- **GRPO, dapo**: trimtab divides by the tokens of the optimiser step, TRL by the step's equal share of the
+  tokens of the whole generation. The two are the same where all answers serve for one step. TRL's `bnpo` on
+  one micro-batch equals our `dapo`.
+- **RLOO, whitening**: TRL whitens advantages, with the price of the KL in them; trimtab whitens scores,
+  before the price, so that beta keeps its meaning.
+- **Equal scores**: trimtab's advantages are exactly zero. TRL's GRPO divides rounding errors by a deviation
+  as small: over 0.1 for six scores of 1000.1.
+- **Cut-off answers**: TRL's `mask_truncated_completions` takes them out of the loss, but they still count
+  in the baseline and in the mean over answers. In trimtab they count, by `cut_off`.
 - **Answers without a score** (None): TRL leaves them out and goes on; trimtab stops.
-- **Reduction**: trimtab takes one mean over everything in an optimiser step, and so do TRL's SFT, GRPO and RLOO;
-  TRL's other trainers take the mean of the micro-batches' means.
+- **Reduction**: trimtab takes one mean over everything in an optimiser step, and so do TRL's SFT, GRPO and
+  RLOO; TRL's other trainers take the mean of the micro-batches' means.
 
 Packed, padded to either side, alone, in whatever micro-batches: log-probs, losses and gradients are the same
 to 1e-5 (`tests/policies/test_packing.py`, `tests/methods/test_invariance.py`, and
