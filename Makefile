@@ -40,10 +40,11 @@ truth: $(INSTALLED)
 
 reviews: $(INSTALLED)
 	$(BIN)/trimtab compare reviews --out runs/reviews --seeds 0 1 2 --steps 30 --refreshes 32 --prompts 400
-	$(BIN)/python benchmarks/document.py runs/reviews
+	$(BIN)/trimtab compare reviews --out runs/longer --seeds 0 1 2 --methods grpo --refreshes 80 --prompts 400
+	$(BIN)/python benchmarks/document.py runs/reviews runs/longer
 
 addition: $(INSTALLED)
-	$(BIN)/python -m benchmarks.addition --out docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.addition --out docs
 
 base-model: $(INSTALLED)
 	$(BIN)/python -m trimtab.examples.reviews.base_model \

@@ -3,8 +3,9 @@
     make reviews        runs the comparison over 3 seeds, then this
 
 Blocks between `<!-- measured: NAME -->` and `<!-- end -->` in docs/ are replaced: a method's name gives
-that method's settings, `all` the table of all methods, a reward model's name its accuracy. Other names
-belong to other benchmarks.
+that method's settings, `all` the table of all methods, a reward model's name its accuracy, and
+`over_optimisation` GRPO's settings in the second folder, where it was given longer. Other names belong to
+other benchmarks.
 """
 
 import re
@@ -38,14 +39,16 @@ CAPTION = {
 }
 
 
-def main(out: Path) -> None:
-    """Fills the blocks of the docs that the comparison in `out` knows."""
-    comparison = load_comparison(out)
+def main(out: Path, longer: Path) -> None:
+    """Fills the blocks of the docs that the comparisons in `out` and `longer` know."""
+    comparison, over = load_comparison(out), load_comparison(longer)
     accuracies = reward_models(out)
 
     def body(name: str, language: str) -> str | None:
         if (name, language) in accuracies:
             return accuracies[name, language]
+        if name == "over_optimisation":
+            return table(over, "grpo", language)
         return table(comparison, name, language) if name == "all" or name in METHODS else None
 
     fill(body)
@@ -135,4 +138,4 @@ def beside(out: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -18,7 +18,7 @@ HELP = """trimtab steers a model with feedback, and shows which method works bes
   trimtab methods                 the table of methods: data, needs, source, when to use it
 
 First steps
-  trimtab compare reviews                                  the built-in example, 4 to 6 minutes
+  trimtab compare reviews                                  the built-in example, about 8 minutes
   trimtab data show feedback.jsonl
   trimtab train dpo --model DIR_OR_NAME --data feedback.jsonl --out runs/dpo
 
