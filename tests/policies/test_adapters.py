@@ -1,6 +1,7 @@
 """Actor, critic, reward model and reference on one trunk, each against a model of its own."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -314,26 +315,32 @@ def test_dropout_of_its_training_is_off(tmp_path: Path) -> None:
     torch.testing.assert_close(shared.scores(pack(ROWS)), expected, rtol=0, atol=1e-4)
 
 
-def refused(actor: LanguagePolicy, folder: str | Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+def refusal(actor: LanguagePolicy, folder: str | Path) -> str:
+    """The one sentence with which this reward model is refused on the policy's trunk."""
+    with pytest.raises(UserError) as caught:
         shared_reward_model(actor, str(folder))
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_reward_models_that_cannot_share_the_trunk(tmp_path: Path) -> None:
     actor = load_language_policy(config())
-    refused(actor, tiny.model_folder(), "not a LoRA reward model.*--lora-rank` on the policy's --model, or")
-    load_reward_model(config(lora_rank=0)).save(tmp_path / "whole")
-    refused(actor, tmp_path / "whole", "not a LoRA reward model")
-    actor.save(tmp_path / "policy")
-    refused(actor, tmp_path / "policy", "not a LoRA reward model")
-    other = reward_folder(tmp_path / "other", tiny.model_folder(seed=1))
-    refused(actor, other, f"a reward model on {tiny.model_folder(seed=1)}, but the policy is on")
-    folder = reward_folder(tmp_path / "reward")
-    refused(load_language_policy(config(lora_rank=0)), folder, "only below adapters: set --lora-rank")
-    refused(
-        load_language_policy(config(tmp_path / "policy")), folder, "a base that was merged from an adapter"
+    assert re.search(
+        "not a LoRA reward model.*--lora-rank` on the policy's --model, or",
+        refusal(actor, tiny.model_folder()),
     )
+    load_reward_model(config(lora_rank=0)).save(tmp_path / "whole")
+    assert "not a LoRA reward model" in refusal(actor, tmp_path / "whole")
+    actor.save(tmp_path / "policy")
+    assert "not a LoRA reward model" in refusal(actor, tmp_path / "policy")
+    other = reward_folder(tmp_path / "other", tiny.model_folder(seed=1))
+    assert f"a reward model on {tiny.model_folder(seed=1)}, but the policy is on" in refusal(actor, other)
+    folder = reward_folder(tmp_path / "reward")
+    assert "only below adapters: set --lora-rank" in refusal(
+        load_language_policy(config(lora_rank=0)), folder
+    )
+    merged = load_language_policy(config(tmp_path / "policy"))
+    assert "a base that was merged from an adapter" in refusal(merged, folder)
 
 
 def test_reward_models_that_are_more_or_less_than_an_adapter_and_a_head(tmp_path: Path) -> None:
@@ -346,13 +353,17 @@ def test_reward_models_that_are_more_or_less_than_an_adapter_and_a_head(tmp_path
     key = "base_model.model.model.embed_tokens.weight"
 
     save_file({**weights, key: embeddings}, file)  # those of the trunk
-    shared_reward_model(load_language_policy(config()), folder)
+    shared = shared_reward_model(load_language_policy(config()), folder)
+    assert shared.scores(pack(ROWS)).isfinite().all()
     save_file({**weights, key: embeddings + 0.1}, file)
-    refused(load_language_policy(config()), folder, "trained more than an adapter and a score head")
+    assert "trained more than an adapter and a score head" in refusal(load_language_policy(config()), folder)
     save_file({name: w for name, w in weights.items() if "score" not in name}, file)
-    refused(load_language_policy(config()), folder, "no score head with one output")
+    assert "no score head with one output" in refusal(load_language_policy(config()), folder)
     save_file({name: w for name, w in weights.items() if "layers.1.mlp" not in name}, file)
-    refused(load_language_policy(config()), folder, r"does not fit its configuration, as .*layers\.1\.mlp")
+    assert re.search(
+        r"does not fit its configuration, as .*layers\.1\.mlp",
+        refusal(load_language_policy(config()), folder),
+    )
     save_file(weights, file)
     edit(tmp_path, r=3)
-    refused(load_language_policy(config()), folder, "its adapter does not fit its base")
+    assert "its adapter does not fit its base" in refusal(load_language_policy(config()), folder)
