@@ -6,7 +6,6 @@ credit    rewards, then advantages: once for each collection
 update    k epochs of minibatches; the coefficients adapt
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import check_bounds, check_positive
+from trimtab.feedback.batches import by_tokens
 from trimtab.methods.base import OnlineMethod
 from trimtab.objectives.advantages import explained_variance
+from trimtab.objectives.policy_gradient import old_kl
 from trimtab.policies.base import Evaluation
 from trimtab.rollouts.collect import Collection, Sample
 from trimtab.rollouts.rollout import Rollout
 from trimtab.train import OptimiserConfig, backward, check_finite, peak_learning_rate, schedule_factor
-
-log = logging.getLogger("trimtab")
 
 Parts = list[Tensor]  # a minibatch: the row numbers of each of its micro-batches
 Reference = Callable[[Any], Tensor]  # inputs -> the reference's log-probs [B, T]
@@ -107,15 +106,13 @@ class Learner:
         self.method = method
         self.policy = policy
         self.run = run
-        critic = policy.critic_parameters()
-        actor = list(policy.named_parameters().values()) if method.trains_actor else []
-        self.groups = [group for group in (actor, critic) if group]
-        rates = {id(actor): peak_learning_rate(method, run, policy), id(critic): _critic_rate(policy, run)}
-        self.optimiser = torch.optim.AdamW(
-            [{"params": group, "lr": rates[id(group)]} for group in self.groups],
-            weight_decay=run.weight_decay,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = []
+        if method.trains_actor:
+            actor = list(policy.named_parameters().values())
+            groups.append({"params": actor, "lr": peak_learning_rate(method, run, policy)})
+        if critic := policy.critic_parameters():
+            groups.append({"params": critic, "lr": run.critic_learning_rate or policy.critic_learning_rate})
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=run.weight_decay, fused=True)
         steps = run.refreshes * steps_a_refresh
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser, lambda step: schedule_factor(run, step, steps)
@@ -161,9 +158,9 @@ class Learner:
         for parameter in self.policy.parameters():
             parameter.grad = None
         metrics = backward(self.method, self.policy, batches)
-        norms = [
-            torch.nn.utils.clip_grad_norm_(group, self.run.max_grad_norm or math.inf) for group in self.groups
-        ]
+        most = self.run.max_grad_norm or math.inf
+        groups = self.optimiser.param_groups
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups]
         metrics["grad_norm"] = float(norms[0])
         check_finite(f"step {self.schedule.last_epoch + 1}", metrics)
         metrics["learning_rate"] = self.optimiser.param_groups[0]["lr"]
@@ -225,43 +222,23 @@ def _described(rollout: Rollout) -> dict[str, float]:
 
 @torch.no_grad()
 def _old_kl(policy: Any, parts: list[Rollout]) -> float:
-    """KL(old || policy as it is now), in nats a step, by ratio - 1 - log ratio."""
-    total = count = 0.0
-    for part in parts:
-        log_ratio = (policy.evaluate(part.inputs).logprobs - part.old_logprobs)[part.mask]
-        total += float((log_ratio.exp() - 1 - log_ratio).sum())
-        count += len(log_ratio)
-    return total / count
+    """KL(old || policy as it is now), in nats a step."""
+    kls = [old_kl(policy.evaluate(part.inputs).logprobs, part.old_logprobs)[part.mask] for part in parts]
+    return float(torch.cat(kls).mean())
 
 
 def _plan(rollout: Rollout, run: OnlineConfig, minibatch: int, generator: torch.Generator) -> list[Parts]:
     """An epoch: every row once, in minibatches of parts of like length that hold `batch_tokens` each."""
-    lengths = rollout.inputs.lengths.tolist()
-    order = torch.randperm(len(lengths), generator=generator).tolist()
+    lengths = rollout.inputs.lengths
+    order = torch.randperm(len(lengths), generator=generator).to(lengths.device)
     return [
-        _parts(order[start : start + minibatch], lengths, run.batch_tokens, rollout.mask.device)
-        for start in range(0, len(order), minibatch)
+        [rows[part] for part in by_tokens(lengths[rows].tolist(), run.batch_tokens)]
+        for rows in order.split(minibatch)
     ]
-
-
-def _parts(rows: list[int], lengths: list[int], batch_tokens: int, device: torch.device) -> Parts:
-    parts: list[list[int]] = [[]]
-    room = batch_tokens
-    for row in sorted(rows, key=lambda row: lengths[row]):
-        if parts[-1] and lengths[row] > room:
-            parts.append([])
-            room = batch_tokens
-        parts[-1].append(row)
-        room -= lengths[row]
-    return [torch.tensor(part, device=device) for part in parts]
 
 
 def _minibatch(run: OnlineConfig, source: Source) -> int:
     return min(run.minibatch_size or source.rows, source.rows)
-
-
-def _critic_rate(policy: Any, run: OnlineConfig) -> float:
-    return run.critic_learning_rate or policy.critic_learning_rate
 
 
 def _means(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from trimtab.reference import reference_mode
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
 from trimtab.writing import Curves, LogTo, Samples, Watch, library
-
-log = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True)
@@ -94,12 +91,7 @@ def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
     input, or if `out` already holds something; later if a reward fails.
     """
     refuse_existing(job.out)
-    check(job.method, job.collect, job.model, job.critic)
-    if job.run.learning_rate is not None and not job.method.trains_actor:
-        raise UserError(
-            f"--learning-rate: {job.method.name} moves the policy without one, by --max-kl; the critic's is "
-            "--critic-learning-rate"
-        )
+    check(job)
     library(job.report.log_to)
     records = load_prompts(job.data, job.out)
     policy = load_language_policy(resolved(job.model), seed=job.run.seed)
@@ -168,19 +160,25 @@ def resolved(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, model=resolve_model(config.model))
 
 
-def check(method: OnlineMethod, collect: CollectConfig, model: ModelConfig, critic: CriticConfig) -> None:
+def check(job: OnlineJob) -> None:
     """Raises UserError for options that do not go together."""
-    samples = collect.samples or method.samples
-    if method.name in ("rloo", "grpo") and samples < 2:
+    method = job.method
+    if (job.collect.samples or method.samples) < method.fewest_samples:
         raise UserError(
-            f"{method.name} compares the answers to a prompt with each other; --samples must be 2 or more"
+            f"{method.name} compares the answers to a prompt with each other; "
+            f"--samples must be {method.fewest_samples} or more"
         )
-    if collect.cut_off == "bootstrap" and not method.needs_critic:
+    if job.collect.cut_off == "bootstrap" and not method.needs_critic:
         raise UserError(
             f"--cut-off bootstrap needs a critic, which {method.name} has not; take score or penalty"
         )
-    if method.needs_critic and critic.critic == "adapter" and model.lora_rank == 0:
+    if method.needs_critic and job.critic.critic == "adapter" and job.model.lora_rank == 0:
         raise UserError("--critic adapter needs --lora-rank: the base must stay as it is below both adapters")
+    if job.run.learning_rate is not None and not method.trains_actor:
+        raise UserError(
+            f"--learning-rate: {method.name} moves the policy without one, by --max-kl; the critic's is "
+            "--critic-learning-rate"
+        )
 
 
 def build_reward(config: RewardConfig, policy: LanguagePolicy, model: ModelConfig) -> WeightedSum:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trimtab.feedback.batches import Table, by_tokens
+from trimtab.feedback.batches import Table, by_tokens, lengths
 from trimtab.policies.language import LanguagePolicy
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -54,7 +54,7 @@ def _compute(
     logprobs: list[Tensor] = [torch.empty(0)] * len(table.rows)
     done = 0
     with reference_mode(reference):
-        for chunk in by_tokens(table.rows, batch_tokens):
+        for chunk in by_tokens(lengths(table.rows), batch_tokens):
             sequences = table.sequences(chunk, reference.device)
             values = reference.logprobs(sequences)
             for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError, check_bounds, check_positive
-from trimtab.feedback.batches import Batch, Table
+from trimtab.feedback.batches import Batch, Table, by_tokens
 from trimtab.feedback.records import Record
 from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, add_mismatched, tokenise
 from trimtab.feedback.views import ViewOptions, convert
@@ -158,15 +158,8 @@ def _parts(table: Table, indices: list[int], run: RunConfig, policy: Trainable) 
         rows = example.rows + ((example.mismatched,) if example.mismatched >= 0 else ())
         return sum(len(part) for row in rows for part in table.rows[row])
 
-    parts: list[list[int]] = [[]]
-    room = run.batch_tokens
-    for i in sorted(indices, key=tokens):
-        if parts[-1] and tokens(i) > room:
-            parts.append([])
-            room = run.batch_tokens
-        parts[-1].append(i)
-        room -= tokens(i)
-    return [table.batch(part, policy.device) for part in parts]
+    parts = by_tokens([tokens(i) for i in indices], run.batch_tokens)
+    return [table.batch([indices[place] for place in part], policy.device) for part in parts]
 
 
 def _order(count: int, run: RunConfig) -> Iterator[int]:

@@ -9,9 +9,10 @@ import torch
 from tests.models import causal_model, gradients, letter_tokenizer, random_rows
 from torch import Tensor
 
+from trimtab.feedback.batches import by_tokens
 from trimtab.feedback.sequences import Sequences
 from trimtab.methods import METHODS, find
-from trimtab.online import Parts, _parts
+from trimtab.online import Parts
 from trimtab.policies.actor_critic import ActorCritic, head_critic
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.collect import CollectConfig, with_rewards
@@ -73,7 +74,7 @@ def collection(method: Any, policy: ActorCritic, architecture: str) -> Rollout:
 
 def parts_of(rollout: Rollout, batch_tokens: int) -> Parts:
     lengths = rollout.inputs.lengths.tolist()
-    return _parts(list(range(ROWS)), lengths, batch_tokens, torch.device("cpu"))
+    return [torch.tensor(part) for part in by_tokens(lengths, batch_tokens)]
 
 
 def step(method: Any, policy: ActorCritic, rollout: Rollout, parts: Parts) -> tuple[float, Tensor]:

@@ -196,17 +196,20 @@ class Table:
         return sequences, sequences.unpack(torch.cat([self.ref_logprobs[row] for row in rows]).to(device))
 
 
-def by_tokens(rows: list[tuple[Ids, Ids]], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length with at most `batch_tokens` tokens (or one row)."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+def by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Places in batches of like length with at most `batch_tokens` tokens (or one place)."""
     batch: list[int] = []
-    total = 0
-    for i in order:
-        length = len(rows[i][0]) + len(rows[i][1])
-        if batch and total + length > batch_tokens:
+    room = batch_tokens
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if batch and lengths[place] > room:
             yield batch
-            batch, total = [], 0
-        batch.append(i)
-        total += length
+            batch, room = [], batch_tokens
+        batch.append(place)
+        room -= lengths[place]
     if batch:
         yield batch
+
+
+def lengths(rows: Sequence[tuple[Ids, Ids]]) -> list[int]:
+    """Tokens of each prompt with its response."""
+    return [len(prompt) + len(response) for prompt, response in rows]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trimtab.methods.base import Metrics, OnlineMethod, method
+from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.policy_gradient import old_kl, reinforce, value_loss
 from trimtab.policies.base import Actor
 from trimtab.rollouts.rollout import Rollout
@@ -12,15 +12,13 @@ from trimtab.rollouts.rollout import Rollout
 
 @method("a2c")
 @dataclass(frozen=True, kw_only=True)
-class A2C(OnlineMethod):
+class A2C(CriticMethod):
     """The policy gradient with advantages from a learned value, one update for each collection."""
 
     learning_rate = 5e-6
     source = "Mnih et al. 2016, arXiv:1602.01783, sec. 4; GAE: Schulman et al. 2016, eq. 16"
     when = "A critic, but none of PPO's reuse: every answer serves for one update."
 
-    gamma: float = 1.0
-    """Discount of later rewards."""
     lam: float = 1.0
     """GAE's mixture: 1 trusts the returns, 0 the critic."""
     value_weight: float = 0.1
@@ -32,17 +30,7 @@ class A2C(OnlineMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(gamma=(0.0, 1.0), lam=(0.0, 1.0), value_weight=(0.0, 1e3), entropy_bonus=(0.0, 1e3))
-
-    @property
-    def needs_critic(self) -> bool:
-        return True
-
-    def advantages(self, rollout: Rollout) -> Rollout:
-        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
-
-    def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum())
+        self.check(value_weight=(0.0, 1e3), entropy_bonus=(0.0, 1e3))
 
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         out = policy.evaluate(batch.inputs, entropy=self.entropy_bonus > 0)

@@ -80,6 +80,7 @@ class OnlineMethod(Method[Rollout]):
 
     Class attributes:
         samples: responses to each prompt, if the run does not say.
+        fewest_samples: how many of them it needs at least, to compare them.
         epochs: passes over each collection, if the run does not say.
         trains_actor: whether the optimiser moves the policy; TRPO moves it in `whole_step`.
     """
@@ -91,6 +92,7 @@ class OnlineMethod(Method[Rollout]):
     online = True
     strength = "beta"
     samples: ClassVar[int] = 4
+    fewest_samples: ClassVar[int] = 1
     epochs: ClassVar[int] = 1
     trains_actor: ClassVar[bool] = True
 
@@ -145,6 +147,32 @@ class OnlineMethod(Method[Rollout]):
     def too_far(self, old_kl: float) -> bool:
         """Whether the epochs stop here, the policy having gone this many nats a step from the old one."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticMethod(OnlineMethod):
+    """An online method with a learned value of states: advantages by GAE, losses of single steps."""
+
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lam: float = 0.95
+    """GAE's mixture: 1 trusts the returns, 0 the critic."""
+    whiten: bool = True
+    """Bring each collection's advantages to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(gamma=(0.0, 1.0), lam=(0.0, 1.0))
+
+    @property
+    def needs_critic(self) -> bool:
+        return True
+
+    def advantages(self, rollout: Rollout) -> Rollout:
+        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
+
+    def units(self, batch: Rollout) -> int:
+        return int(batch.mask.sum())
 
 
 METHODS: dict[str, type[Method[Any]]] = {}

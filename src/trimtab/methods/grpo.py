@@ -19,6 +19,7 @@ class GRPO(OnlineMethod):
     """Each answer is compared with the others to its prompt; every token of it gets that advantage."""
 
     samples = 8
+    fewest_samples = 2
     learning_rate = 5e-6
     source = "Shao et al. 2024, arXiv:2402.03300, eq. 3; Dr. GRPO: 2503.20783; DAPO: 2503.14476"
     when = "Answers that can be verified, and no memory for a critic: groups of eight and more."

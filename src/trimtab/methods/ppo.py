@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trimtab.methods.base import Metrics, OnlineMethod, method
+from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.policy_gradient import clip_fraction, old_kl, ppo_clip, value_loss
 from trimtab.policies.base import Actor
 from trimtab.rollouts.rollout import Rollout
@@ -12,7 +12,7 @@ from trimtab.rollouts.rollout import Rollout
 
 @method("ppo")
 @dataclass(frozen=True, kw_only=True)
-class PPO(OnlineMethod):
+class PPO(CriticMethod):
     """Several updates on the same answers, no gain beyond a ratio of [1 - clip, 1 + clip]."""
 
     epochs = 4
@@ -22,10 +22,6 @@ class PPO(OnlineMethod):
 
     clip: float = 0.2
     """Bound of the ratio to the policy that wrote the answers."""
-    gamma: float = 1.0
-    """Discount of later rewards."""
-    lam: float = 0.95
-    """GAE's mixture: 1 trusts the returns, 0 the critic."""
     value_weight: float = 0.1
     """Of the critic's loss."""
     value_clip: float | None = None
@@ -34,26 +30,14 @@ class PPO(OnlineMethod):
     """Reward for a nat of entropy."""
     old_kl_stop: float | None = None
     """End a collection's epochs where the KL from the old policy exceeds this, in nats a token."""
-    whiten: bool = True
-    """Bring each collection's advantages to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(clip=(1e-6, 1e3), gamma=(0.0, 1.0), lam=(0.0, 1.0), value_weight=(0.0, 1e3))
+        self.check(clip=(1e-6, 1e3), value_weight=(0.0, 1e3))
         self.check(entropy_bonus=(0.0, 1e3))
         for name in ("value_clip", "old_kl_stop"):
             if getattr(self, name) is not None:
                 self.check(**{name: (1e-9, 1e6)})
-
-    @property
-    def needs_critic(self) -> bool:
-        return True
-
-    def advantages(self, rollout: Rollout) -> Rollout:
-        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
-
-    def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum())
 
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         out = policy.evaluate(batch.inputs, entropy=self.entropy_bonus > 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trimtab.methods.base import Metrics, OnlineMethod, method
+from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.coefficients import schulman
 from trimtab.objectives.policy_gradient import old_kl, ppo_kl, value_loss
 from trimtab.policies.base import Actor
@@ -14,7 +14,7 @@ from trimtab.rollouts.rollout import Rollout
 
 @method("ppo_kl")
 @dataclass(frozen=True, kw_only=True)
-class PPOWithKL(OnlineMethod):
+class PPOWithKL(CriticMethod):
     """Several updates on the same answers; going away from the policy that wrote them has a price.
 
     Two KLs are at work: `beta` prices the way from the frozen reference, in the rewards; `kl_penalty`
@@ -30,27 +30,17 @@ class PPOWithKL(OnlineMethod):
     """Price of a nat a token away from the old policy; where it starts, if it adapts."""
     old_kl_target: float | None = 0.01
     """Halve or double kl_penalty to keep the KL near this, in nats a token; none keeps it fixed."""
-    gamma: float = 1.0
-    """Discount of later rewards."""
-    lam: float = 0.95
-    """GAE's mixture: 1 trusts the returns, 0 the critic."""
     value_weight: float = 0.1
     """Of the critic's loss."""
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
-    whiten: bool = True
-    """Bring each collection's advantages to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(kl_penalty=(0.0, 1e6), gamma=(0.0, 1.0), lam=(0.0, 1.0), value_weight=(0.0, 1e3))
+        self.check(kl_penalty=(0.0, 1e6), value_weight=(0.0, 1e3))
         self.check(entropy_bonus=(0.0, 1e3))
         if self.old_kl_target is not None:
             self.check(old_kl_target=(1e-9, 1e6))
-
-    @property
-    def needs_critic(self) -> bool:
-        return True
 
     @property
     def measures_step(self) -> bool:
@@ -64,12 +54,6 @@ class PPOWithKL(OnlineMethod):
         if self.old_kl_target is not None:
             adapted["kl_penalty"] = schulman(coefficients["kl_penalty"], old_kl, self.old_kl_target)
         return adapted
-
-    def advantages(self, rollout: Rollout) -> Rollout:
-        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
-
-    def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum())
 
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         out = policy.evaluate(batch.inputs, entropy=self.entropy_bonus > 0)

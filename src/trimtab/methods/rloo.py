@@ -17,6 +17,7 @@ from trimtab.rollouts.rollout import Rollout
 class RLOO(OnlineMethod):
     """The baseline of a response is the mean score of the other responses to the same prompt."""
 
+    fewest_samples = 2
     learning_rate = 5e-6
     source = "Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, sec. 3.3"
     when = "Online learning without a critic, and without GRPO's biases: several answers to each prompt."

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from trimtab.errors import UserError
-from trimtab.methods.base import Metrics, OnlineMethod, method
+from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.divergences import categorical_kl
 from trimtab.objectives.policy_gradient import surrogate, value_loss
 from trimtab.objectives.trust_region import Parameters, fisher_vector_product, line_search, natural_step
@@ -20,7 +20,7 @@ from trimtab.rollouts.rollout import Rollout
 
 @method("trpo")
 @dataclass(frozen=True, kw_only=True)
-class TRPO(OnlineMethod):
+class TRPO(CriticMethod):
     """One natural-gradient step for each collection; the critic then learns by the optimiser."""
 
     epochs = 4
@@ -39,12 +39,6 @@ class TRPO(OnlineMethod):
     """Added to the Fisher matrix's diagonal."""
     halvings: int = 10
     """How often the step is halved until the bound holds and the surrogate improves."""
-    gamma: float = 1.0
-    """Discount of later rewards."""
-    lam: float = 0.95
-    """GAE's mixture: 1 trusts the returns, 0 the critic."""
-    whiten: bool = True
-    """Bring each collection's advantages to mean 0 and standard deviation 1."""
     parameters: str = ""
     """Regular expression for the names of the parameters that move; empty moves all that are trained."""
 
@@ -52,17 +46,6 @@ class TRPO(OnlineMethod):
         super().__post_init__()
         self.check(max_kl=(1e-9, 1e3), cg_iterations=(1, 1e3), fisher_every=(1, 1e6))
         self.check(damping=(0.0, 1e3), halvings=(0, 100))
-        self.check(gamma=(0.0, 1.0), lam=(0.0, 1.0))
-
-    @property
-    def needs_critic(self) -> bool:
-        return True
-
-    def advantages(self, rollout: Rollout) -> Rollout:
-        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
-
-    def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum())
 
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         """The critic's: the policy has moved already."""

@@ -14,10 +14,11 @@ from trimtab.feedback.records import Prompt, Record, columns_of
 from trimtab.feedback.sequences import Ids, Sequences
 from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, encode_prompt
 from trimtab.objectives.advantages import whiten
+from trimtab.policies.base import ABSENT
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.generate import Sampling, decode, generate
 from trimtab.rollouts.rewards import WeightedSum
-from trimtab.rollouts.rollout import ABSENT, Rollout
+from trimtab.rollouts.rollout import Rollout
 
 log = logging.getLogger("trimtab")
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.objectives.advantages import gae, whiten
-
-ABSENT: Any = None  # what no one computed; a method that needs it names it in its attributes
+from trimtab.policies.base import ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
