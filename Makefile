@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test check truth base-model reviews addition clean
+.PHONY: help demo test check truth base-model reviews addition scores table1 clean
 
 help:
 	@echo "make demo        install, then compare all methods on the built-in example (about 8 minutes)"
@@ -13,6 +13,8 @@ help:
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
 	@echo "make reviews     the built-in example over 3 seeds (about 40 minutes); writes its figures into docs/"
 	@echo "make addition    five RL methods learn to add, 3 seeds (about 15 minutes); writes its figures into docs/"
+	@echo "make scores      what the presets reach in environments, beside Stable-Baselines3 (hours)"
+	@echo "make table1      clipping, adaptive KL and neither in three environments (about 20 minutes)"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
@@ -45,6 +47,12 @@ reviews: $(INSTALLED)
 
 addition: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.addition --out docs
+
+scores: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.scores --document
+
+table1: $(VENV)/installed-dev
+	$(BIN)/trimtab compare benchmarks/table1.yaml --out runs/table1
 
 base-model: $(INSTALLED)
 	$(BIN)/python -m trimtab.examples.reviews.base_model \

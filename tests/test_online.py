@@ -13,6 +13,7 @@ from trimtab.errors import UserError
 from trimtab.methods import METHODS, find
 from trimtab.online import Learner, OnlineConfig, _plan, train_online
 from trimtab.rollouts.rewards import checked
+from trimtab.train import schedule_factor
 
 ONLINE = sorted(name for name, method in METHODS.items() if method.online)
 
@@ -136,8 +137,8 @@ def test_a_seed_says_everything(name: str) -> None:
 
 def test_an_epoch_has_every_row_once() -> None:
     rollout = numbered([3, 1, 9, 2, 5, 5, 7, 1])
-    run, generator = OnlineConfig(batch_tokens=12), torch.Generator().manual_seed(0)
-    plans = [_plan(rollout, run, 3, generator) for _ in range(2)]
+    run, generator = OnlineConfig(batch_tokens=12, minibatch_size=3), torch.Generator().manual_seed(0)
+    plans = [_plan(rollout, run, generator) for _ in range(2)]
     lengths = rollout.inputs.lengths
     for plan in plans:
         minibatches = [torch.cat(parts).tolist() for parts in plan]
@@ -181,12 +182,7 @@ def test_the_learning_rate_falls_to_zero() -> None:
     options = {"refreshes": 3, "epochs": 2, "schedule": "linear", "learning_rate": 1e-3}
     refreshes = trained(find("rloo")(), learner(critic=False), **options)
     assert [r.metrics["learning_rate"] for r in refreshes] == pytest.approx([1e-3, 6e-4, 2e-4])
-    policy = learner(critic=False)
-    made = Learner(find("rloo")(), policy, OnlineConfig(**options, warmup=0.0), 2)
-    for _ in range(6):
-        made.optimiser.step()
-        made.schedule.step()
-    assert made.optimiser.param_groups[0]["lr"] == 0
+    assert schedule_factor(OnlineConfig(**options, warmup=0.0), 6, 6) == 0
 
 
 def test_actor_and_critic_have_rates_of_their_own() -> None:

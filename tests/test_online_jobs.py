@@ -43,6 +43,7 @@ def metrics_of(method: str) -> set[str]:
     names |= {"explained_variance"} if method in CRITICS else set()
     names |= {"clip_fraction"} if method in CLIPPED else set()
     names |= {"kl_penalty"} if method == "ppo_kl" else set()
+    names |= {"clip"} if method == "ppo" else set()
     return names | ({"step_accepted", "step_norm"} if method == "trpo" else set())
 
 

@@ -12,7 +12,7 @@ import pytest
 from trimtab.errors import UserError
 from trimtab.feedback.records import Prompt, as_conversation
 from trimtab.online import Refresh
-from trimtab.rollouts.collect import Sample
+from trimtab.rollouts.rollout import Sample
 from trimtab.writing import Curves, Samples, Watch, library
 
 

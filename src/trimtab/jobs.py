@@ -5,13 +5,12 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import yaml
 
 from trimtab.checkpoint import atomic_folder
 from trimtab.data import load_records
-from trimtab.errors import UserError
 from trimtab.feedback.batches import Table
 from trimtab.feedback.conversions import ViewOptions
 from trimtab.methods import Method
@@ -23,17 +22,10 @@ from trimtab.policies.load import (
     resolve_model,
 )
 from trimtab.reference import attach_reference
+from trimtab.runs import Progress, flat_options, refuse_existing
 from trimtab.train import RunConfig, make_table, total_steps, train
 
 log = logging.getLogger("trimtab")
-
-
-class Progress(Protocol):
-    """Is told how far something got. A milestone is worth a line of its own, however soon it comes."""
-
-    def __call__(
-        self, what: str, done: int, total: int, note: str = "", *, milestone: bool = False
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,6 @@ class Job:
         return flat_options(self)
 
 
-def flat_options(job: Any) -> dict[str, Any]:
-    """The fields of all dataclasses in a job, side by side."""
-    options: dict[str, Any] = {}
-    for field in dataclasses.fields(job):
-        value = getattr(job, field.name)
-        options |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {field.name: str(value)}  # type: ignore[arg-type]
-    return options
-
-
 def run_job(job: Job, progress: Progress) -> dict[str, float]:
     """Trains and writes the model, its configuration and its learning curve into `job.out`.
 
@@ -101,12 +84,6 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
         (folder / "trimtab.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
     return curve[-1]
-
-
-def refuse_existing(out: Path) -> None:
-    """Raises UserError if there is something at `out`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out, or delete it")
 
 
 def shown(metrics: dict[str, float]) -> str:

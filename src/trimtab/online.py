@@ -1,16 +1,18 @@
 """The training loop of methods that learn from what the policy does: n times collect, then k updates.
 
 collect   answers, or steps in an environment, and what they earned
-evaluate  log-probs of policy and reference, values: by the very passes that training will make
+evaluate  log-probs of policy and reference, values: of answers by the very passes that training will make
 credit    rewards, then advantages: once for each collection
-update    k epochs of minibatches; the coefficients adapt
+update    k epochs of minibatches: of whole answers, or of single steps; the coefficients adapt
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,9 +23,9 @@ from trimtab.feedback.batches import by_tokens
 from trimtab.methods.base import OnlineMethod
 from trimtab.objectives.advantages import explained_variance
 from trimtab.objectives.policy_gradient import old_kl
+from trimtab.optimisers import FlatAdam, clip_flat_gradients
 from trimtab.policies.base import Evaluation
-from trimtab.rollouts.collect import Collection, Sample
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.rollout import Collection, Rollout, Sample
 from trimtab.train import OptimiserConfig, backward, check_finite, peak_learning_rate, schedule_factor
 
 Parts = list[Tensor]  # a minibatch: the row numbers of each of its micro-batches
@@ -45,6 +47,10 @@ class OnlineConfig(OptimiserConfig):
     critic_learning_rate: float | None = None
     """Of the critic's own parameters; by its kind if not given."""
 
+    def share(self, refresh: int, source: "Source") -> float:
+        """How much of the training lies behind when this refresh begins, 0 to 1; at 1 it is over."""
+        return refresh / self.refreshes
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "refreshes", "epochs", "minibatch_size", "critic_learning_rate")
@@ -52,13 +58,21 @@ class OnlineConfig(OptimiserConfig):
 
 
 class Source(Protocol):
-    """Where experience comes from."""
+    """Where experience comes from.
+
+    Attributes:
+        rows: what an epoch goes through: the answers of a collection, or its steps.
+        unit: what is counted a second: "tokens" or "steps".
+    """
+
+    unit: str
 
     @property
     def rows(self) -> int: ...
     def collect(self, refresh: int) -> Collection: ...
     def remember(self, rollout: Rollout) -> None: ...
     def with_rewards(self, rollout: Rollout, beta: float) -> Rollout: ...
+    def describe(self, rollout: Rollout) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -78,24 +92,32 @@ def train_online(
     Raises UserError if a loss is not a finite number, or a reward fails.
     """
     epochs = run.epochs or method.epochs
-    learner = Learner(method, policy, run, epochs * math.ceil(source.rows / _minibatch(run, source)))
+    steps_a_refresh = epochs * math.ceil(source.rows / (run.minibatch_size or source.rows))
+    learner = Learner(method, policy, run, steps_a_refresh)
     generator = torch.Generator().manual_seed(run.seed)
     coefficients = method.coefficients()
-    for refresh in range(run.refreshes):
+    for refresh in itertools.count():
+        if (share := run.share(refresh, source)) >= 1:
+            return
         start = time.perf_counter()
         collection = source.collect(refresh)
         rollout = collection.rollout
-        plans = [_plan(rollout, run, _minibatch(run, source), generator) for _ in range(epochs)]
+        cut = partial(_plan, run=run, generator=generator)
+        plans = [cut(rollout) for _ in range(epochs)]
         rollout, metrics = _evaluated(policy, reference, rollout, plans[0])
         source.remember(rollout)
         rollout = source.with_rewards(rollout, coefficients["beta"] * method.reward_beta)
         rollout = method.advantages(replace(rollout, coefficients=coefficients))
-        metrics |= _described(rollout) | learner.update(rollout, plans)
+        metrics |= source.describe(rollout) | _explained(rollout)
+        if rollout.inputs.separable:
+            rollout = rollout.flattened()
+            plans = [cut(rollout) for _ in range(epochs)]
+        metrics |= learner.update(share, rollout, plans)
         metrics |= {name: value for name, value in coefficients.items() if value}
-        adapted = method.adapt(coefficients, metrics.get("kl", 0.0), metrics.get("old_kl", 0.0))
+        coefficients = method.adapt(coefficients, metrics.get("kl", 0.0), metrics.get("old_kl", 0.0))
+        coefficients = method.scheduled(coefficients, run.share(refresh + 1, source))
         seconds = time.perf_counter() - start
-        metrics |= {"tokens_per_second": metrics["tokens"] / seconds, "seconds": seconds}
-        coefficients = adapted
+        metrics |= {f"{source.unit}_per_second": metrics[source.unit] / seconds, "seconds": seconds}
         yield Refresh({"refresh": refresh + 1, **metrics}, collection.samples, coefficients)
 
 
@@ -106,24 +128,37 @@ class Learner:
         self.method = method
         self.policy = policy
         self.run = run
-        groups: list[dict[str, Any]] = []
-        if method.trains_actor:
-            actor = list(policy.named_parameters().values())
-            groups.append({"params": actor, "lr": peak_learning_rate(method, run, policy)})
-        if critic := policy.critic_parameters():
-            groups.append({"params": critic, "lr": run.critic_learning_rate or policy.critic_learning_rate})
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=run.weight_decay, fused=True)
-        steps = run.refreshes * steps_a_refresh
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: schedule_factor(run, step, steps)
+        self.steps = run.refreshes * steps_a_refresh
+        rest = {"weight_decay": run.weight_decay, "eps": run.adam_eps}
+        self.optimiser: Any = (
+            FlatAdam(self._groups(), **rest)
+            if policy.is_flat
+            else torch.optim.AdamW(self._groups(), **rest, fused=True)  # type: ignore[arg-type]
         )
+        self.clip = clip_flat_gradients if policy.is_flat else torch.nn.utils.clip_grad_norm_
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
-    def update(self, rollout: Rollout, plans: list[list[Parts]]) -> dict[str, float]:
-        """The epochs on one collection; returns the last epoch's metrics."""
-        whole = [rollout.select(rows) for parts in plans[0] for rows in parts]
+    def _groups(self) -> list[dict[str, Any]]:
+        """What is trained, at which rate. The gradient of each group is clipped as a whole."""
+        method, policy, run = self.method, self.policy, self.run
+        actor = list(policy.named_parameters().values()) if method.trains_actor else []
+        critic = policy.critic_parameters()
+        own_rate = run.critic_learning_rate or policy.critic_learning_rate
+        if own_rate is None:
+            return [{"params": actor + critic, "lr": peak_learning_rate(method, run, policy)}]
+        groups: list[dict[str, Any]] = []
+        if actor:
+            groups.append({"params": actor, "lr": peak_learning_rate(method, run, policy)})
+        if critic:
+            groups.append({"params": critic, "lr": own_rate})
+        return groups
+
+    def update(self, share: float, rollout: Rollout, plans: list[list[Parts]]) -> dict[str, float]:
+        """The epochs on a collection, with this share of the training behind it; the last epoch's metrics."""
+        whole = list(rollout.parts([rows for parts in plans[0] for rows in parts]))
         first = self.method.whole_step(self.policy, whole)
         with self._resting():
-            return {**self._epochs(rollout, plans, whole), **first}
+            return {**self._epochs(round(share * self.steps), rollout, plans, whole), **first}
 
     @contextmanager
     def _resting(self) -> Iterator[None]:
@@ -135,39 +170,44 @@ class Learner:
         for parameter in resting:
             parameter.requires_grad_(True)
 
-    def _epochs(self, rollout: Rollout, plans: list[list[Parts]], whole: list[Rollout]) -> dict[str, float]:
+    def _epochs(
+        self, step: int, rollout: Rollout, plans: list[list[Parts]], whole: list[Rollout]
+    ) -> dict[str, float]:
+        """Updates number `step` and after; those that an early stop leaves out are counted all the same."""
         metrics: dict[str, float] = {}
-        left = sum(len(plan) for plan in plans)
         for plan in plans:
             steps = []
+            batches = rollout.parts([rows for parts in plan for rows in parts])
             for parts in plan:
-                step = self._step([rollout.select(rows) for rows in parts])
-                steps.append(step)
-                left -= 1
-                if self.method.too_far(step.get("old_kl", 0.0)):
-                    for _ in range(left):  # the learning rate falls as if all steps had been made
-                        self.schedule.step()
+                steps.append(self._step(step, [next(batches) for _ in parts]))
+                step += 1
+                if self._too_far(steps[-1]):
                     return {**_means(steps), "stopped_early": 1.0}
             metrics = _means(steps)
         if self.method.measures_step:
             metrics["old_kl"] = _old_kl(self.policy, whole)
         return metrics
 
-    def _step(self, batches: list[Rollout]) -> dict[str, float]:
+    def _step(self, step: int, batches: list[Rollout]) -> dict[str, Tensor | float]:
         """One optimiser step, which is left out where the policy has gone too far already."""
+        factor = schedule_factor(self.run, step, self.steps)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         for parameter in self.policy.parameters():
             parameter.grad = None
-        metrics = backward(self.method, self.policy, batches)
+        metrics: dict[str, Tensor | float] = {**backward(self.method, self.policy, batches)}
         most = self.run.max_grad_norm or math.inf
         groups = self.optimiser.param_groups
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups]
+        norms = [self.clip(group["params"], most) for group in groups]
         metrics["grad_norm"] = float(norms[0])
-        check_finite(f"step {self.schedule.last_epoch + 1}", metrics)
-        metrics["learning_rate"] = self.optimiser.param_groups[0]["lr"]
-        if not self.method.too_far(metrics.get("old_kl", 0.0)):
+        check_finite(f"step {step + 1}", metrics)
+        metrics["learning_rate"] = groups[0]["lr"]
+        if not self._too_far(metrics):
             self.optimiser.step()
-        self.schedule.step()
         return metrics
+
+    def _too_far(self, metrics: Mapping[str, Tensor | float]) -> bool:
+        return self.method.may_stop and self.method.too_far(float(metrics.get("old_kl", 0.0)))
 
 
 @torch.no_grad()
@@ -178,12 +218,12 @@ def _evaluated(
 
     Old answers keep the log-probs of the policy that wrote them. Those of new ones are computed by the
     training's own forward pass, not taken from the sampling, so that the first ratio is exactly 1; how
-    far the two differ is reported.
+    far the two differ is reported, if the sampling recorded any.
     """
     found: dict[str, Tensor] = {}
 
     def put(name: str, rows: Tensor, values: Tensor) -> None:
-        whole = found.setdefault(name, torch.zeros_like(rollout.old_logprobs))
+        whole = found.setdefault(name, values.new_zeros(rollout.mask.shape))
         whole[rows, : values.shape[1]] = values
 
     for rows in (rows for parts in plan for rows in parts):
@@ -195,29 +235,20 @@ def _evaluated(
             put("next_values", rows, out.next_values)
         if reference is not None:
             put("ref_logprobs", rows, reference(inputs))
+    if rollout.old_logprobs is None:
+        return replace(rollout, **found), {}
     new = rollout.mask & rollout.fresh[:, None]
     gap = float((found["old_logprobs"] - rollout.old_logprobs)[new].abs().max())
     found["old_logprobs"] = torch.where(new, found["old_logprobs"], rollout.old_logprobs)
     return replace(rollout, **found), {"sampling_gap": gap}  # type: ignore[arg-type]
 
 
-def _described(rollout: Rollout) -> dict[str, float]:
-    """What the new answers of a collection were like."""
-    fresh, mask = rollout.fresh, rollout.mask & rollout.fresh[:, None]
-    tokens = mask.sum(-1)[fresh].float()
-    metrics = {
-        "score": float(rollout.score[fresh].mean()),
-        "entropy": -float(rollout.old_logprobs[mask].mean()),  # a sample's surprise, on average
-        "length": float(tokens.mean()),
-        "tokens": float(tokens.sum()),
-    }
-    if rollout.ref_logprobs is not None:
-        log_ratios = (rollout.old_logprobs - rollout.ref_logprobs).masked_fill(~mask, 0.0)
-        metrics["kl"] = float(log_ratios.sum(-1)[fresh].mean())
-    if rollout.values is not None and rollout.returns is not None:
-        explained = explained_variance(rollout.values[rollout.mask], rollout.returns[rollout.mask])
-        metrics["explained_variance"] = float(explained)
-    return metrics
+def _explained(rollout: Rollout) -> dict[str, float]:
+    """How much of the returns the critic foresaw."""
+    if rollout.values is None or rollout.returns is None:
+        return {}
+    explained = explained_variance(rollout.values[rollout.mask], rollout.returns[rollout.mask])
+    return {"explained_variance": float(explained)}
 
 
 @torch.no_grad()
@@ -227,19 +258,17 @@ def _old_kl(policy: Any, parts: list[Rollout]) -> float:
     return float(torch.cat(kls).mean())
 
 
-def _plan(rollout: Rollout, run: OnlineConfig, minibatch: int, generator: torch.Generator) -> list[Parts]:
-    """An epoch: every row once, in minibatches of parts of like length that hold `batch_tokens` each."""
+def _plan(rollout: Rollout, run: OnlineConfig, generator: torch.Generator) -> list[Parts]:
+    """An epoch: every row once, in minibatches; of sequences in parts that hold `batch_tokens` each."""
+    minibatch, device = run.minibatch_size or rollout.size, rollout.mask.device
+    minibatches = torch.randperm(rollout.size, generator=generator).to(device).split(minibatch)
+    if rollout.inputs.separable:
+        return [[rows] for rows in minibatches]
     lengths = rollout.inputs.lengths
-    order = torch.randperm(len(lengths), generator=generator).to(lengths.device)
     return [
-        [rows[part] for part in by_tokens(lengths[rows].tolist(), run.batch_tokens)]
-        for rows in order.split(minibatch)
+        [rows[part] for part in by_tokens(lengths[rows].tolist(), run.batch_tokens)] for rows in minibatches
     ]
 
 
-def _minibatch(run: OnlineConfig, source: Source) -> int:
-    return min(run.minibatch_size or source.rows, source.rows)
-
-
-def _means(steps: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+def _means(steps: list[dict[str, Tensor | float]]) -> dict[str, float]:
+    return {name: float(sum(step[name] for step in steps)) / len(steps) for name in steps[0]}

@@ -15,7 +15,7 @@ from trimtab.data import load_records
 from trimtab.errors import UserError, check_positive
 from trimtab.feedback.records import Record
 from trimtab.feedback.views import convert
-from trimtab.jobs import DataConfig, Progress, flat_options, refuse_existing
+from trimtab.jobs import DataConfig
 from trimtab.methods.base import OnlineMethod
 from trimtab.online import OnlineConfig, Reference, Refresh, train_online
 from trimtab.policies.actor_critic import ActorCritic, Critic, head_critic, model_critic
@@ -26,6 +26,7 @@ from trimtab.policies.load import ModelConfig, load_language_policy, load_reward
 from trimtab.reference import reference_mode
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
+from trimtab.runs import Progress, flat_options, refuse_existing
 from trimtab.writing import Curves, LogTo, Samples, Watch, library
 
 

@@ -1,10 +1,11 @@
 """The training loop of methods that learn from recorded feedback."""
 
+import logging
 import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from trimtab.feedback.views import ViewOptions, convert
 from trimtab.methods import Method
 from trimtab.policies.base import Trainable
 
+log = logging.getLogger("trimtab")
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -32,6 +35,8 @@ class OptimiserConfig:
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """Of AdamW."""
+    adam_eps: float = 1e-8
+    """Of AdamW: added to the square root that gradients are divided by."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     batch_tokens: int = 8192
@@ -42,7 +47,7 @@ class OptimiserConfig:
     """Of the data's order and every other random choice."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_tokens", "learning_rate")
+        check_positive(self, "batch_tokens", "learning_rate", "adam_eps")
         check_bounds(self, warmup=(0, 1), weight_decay=(0, math.inf), max_grad_norm=(0, math.inf))
         check_bounds(self, max_length=(2, math.inf), seed=(0, math.inf))
 
@@ -95,7 +100,11 @@ def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) 
     steps = total_steps(run, len(table))
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(
-        parameters, lr=peak_learning_rate(method, run, policy), weight_decay=run.weight_decay, fused=True
+        parameters,
+        lr=peak_learning_rate(method, run, policy),
+        weight_decay=run.weight_decay,
+        eps=run.adam_eps,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule_factor(run, step, steps))
     start = time.perf_counter()
@@ -104,7 +113,7 @@ def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) 
         batches = _parts(table, [next(order) for _ in range(min(run.batch_size, len(table)))], run, policy)
         with torch.no_grad():
             batches = method.prepare(policy, batches)
-        metrics = backward(method, policy, batches)
+        metrics = {name: float(value) for name, value in backward(method, policy, batches).items()}
         norm = torch.nn.utils.clip_grad_norm_(parameters, run.max_grad_norm or math.inf)
         metrics["grad_norm"] = float(norm)
         check_finite(f"step {step}", metrics)
@@ -122,26 +131,37 @@ def peak_learning_rate(method: Method[Any], run: OptimiserConfig, policy: Traina
     return method.learning_rate * (10.0 if getattr(policy, "has_adapter", False) else 1.0)
 
 
-def backward(method: Method[Any], policy: Trainable, batches: list[Any]) -> dict[str, float]:
-    """Adds a step's gradient; returns its loss and the means of the metrics.
+def backward(method: Method[Any], policy: Trainable, batches: list[Any]) -> dict[str, Tensor]:
+    """Adds a step's gradient; returns its loss and the means of the metrics, each a number as a tensor.
 
     The loss is the mean over all units of all parts: how a step is cut into parts changes nothing.
     """
+    closed = getattr(policy, "closed", None)
+    if closed is not None and type(method) not in closed.beyond:
+        try:
+            return closed.backward(method, batches)
+        except NotImplementedError as error:
+            log.info("%s: gradients come from torch, which is slower: %s", type(method).__name__, error)
+            closed.beyond.add(type(method))
     units = sum(method.units(batch) for batch in batches)
     values: dict[str, list[Tensor]] = defaultdict(list)
-    loss = 0.0
     for batch in batches:
         losses, metrics = method.loss(policy, batch)
-        part = losses.sum() / units
-        part.backward()
-        loss += float(part.detach())
+        losses.backward(torch.full_like(losses, 1 / units))  # the mean's, without its nodes in the graph
+        values["loss"].append(losses.detach().sum() / units)
         for name, value in metrics.items():
-            values[name].append(value.detach().float().flatten())
-    joined = {name: torch.cat(parts) for name, parts in values.items()}
-    return {"loss": loss, **{name: float(v.mean()) for name, v in joined.items() if len(v)}}
+            values[name].append(value.detach())
+    loss = torch.stack(values.pop("loss")).sum()
+    return {"loss": loss, **{name: mean for name, v in values.items() if (mean := _mean(v)) is not None}}
 
 
-def check_finite(step: str, metrics: dict[str, float]) -> None:
+def _mean(parts: list[Tensor]) -> Tensor | None:
+    """The mean over all numbers of all parts; None if there are none."""
+    whole = parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
+    return whole.float().mean() if whole.numel() else None
+
+
+def check_finite(step: str, metrics: Mapping[str, Tensor | float]) -> None:
     """Raises UserError if the loss or the gradient is not a finite number."""
     if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
         raise UserError(
@@ -177,7 +197,7 @@ def schedule_factor(run: OptimiserConfig, step: int, steps: int) -> float:
     warmup = max(1, round(run.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return {
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from trimtab.errors import UserError
 from trimtab.online import Refresh
-from trimtab.rollouts.collect import Sample
+from trimtab.rollouts.rollout import Sample
 
 log = logging.getLogger("trimtab")
 

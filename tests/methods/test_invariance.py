@@ -58,7 +58,7 @@ def step(name: str, policy: Any, data: Table, batch_tokens: int) -> tuple[float,
     method = find(name)()
     with torch.no_grad():
         parts = method.prepare(policy, parts)
-    loss = backward(method, policy, parts)["loss"]
+    loss = float(backward(method, policy, parts)["loss"])
     return loss, gradients(list(policy.model.parameters())), len(parts)
 
 

@@ -194,7 +194,7 @@ def experience(**fields: Any) -> Rollout:
         fresh=torch.ones(2, dtype=torch.bool),
         group_size=2,
         longest=10,
-        coefficients={"beta": 0.5, "kl_penalty": 3.0},
+        coefficients={"beta": 0.5, "kl_penalty": 3.0, "clip": 0.2},
         **{**values, **fields},
     )
 

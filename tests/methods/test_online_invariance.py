@@ -81,7 +81,7 @@ def step(method: Any, policy: ActorCritic, rollout: Rollout, parts: Parts) -> tu
     """Loss and gradient of one minibatch, in these micro-batches."""
     for parameter in policy.parameters():
         parameter.grad = None
-    loss = backward(method, policy, [rollout.select(rows) for rows in parts])["loss"]
+    loss = float(backward(method, policy, [rollout.select(rows) for rows in parts])["loss"])
     return loss, gradients(policy.parameters())
 
 

@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.objectives.divergences import (
-    categorical_entropy,
-    categorical_kl,
-    kl_from_reference,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-)
+from trimtab.objectives.distributions import categorical_entropy, categorical_kl
+from trimtab.objectives.divergences import kl_from_reference, kl_k1, kl_k2, kl_k3
 
 REF = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
 START = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.objectives.distributions import categorical_fisher
 from trimtab.objectives.trust_region import (
     conjugate_gradient,
     fisher_vector_product,
@@ -195,7 +196,7 @@ def fisher_of_network() -> tuple[Tensor, Tensor]:
     """F v flat, and v flat, at seed 0 along seed 1."""
     parameters = {n: p.requires_grad_() for n, p in network_parameters(0).items()}
     vector = network_parameters(1)
-    product = fisher_vector_product(network, parameters, vector)
+    product = fisher_vector_product(network, categorical_fisher, parameters, vector)
     assert {n: p.shape for n, p in product.items()} == {n: p.shape for n, p in parameters.items()}
     assert product["idle"].tolist() == [0.0, 0.0]
     flat = [torch.cat([d[n].flatten() for n in parameters]) for d in (product, vector)]
@@ -233,7 +234,9 @@ def test_fisher_vector_product_of_logits() -> None:
     """(diag(p) - p p^T) v for each of the rows."""
     logits = tensor(0.25, 0.25, 0.5).log().expand(2, 3).clone().requires_grad_()
     vector = {"logits": torch.tensor([[4.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)}
-    product = fisher_vector_product(lambda p: p["logits"].log_softmax(-1), {"logits": logits}, vector)
+    product = fisher_vector_product(
+        lambda p: p["logits"].log_softmax(-1), categorical_fisher, {"logits": logits}, vector
+    )
     # p . v = 1: 1/4 (4 - 1), 1/4 (0 - 1), 1/2 (0 - 1); a shift of all the logits changes nothing
     expected = torch.tensor([[0.75, -0.25, -0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(product["logits"], expected)

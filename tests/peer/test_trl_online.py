@@ -126,7 +126,9 @@ def ours(
     rollout = method.advantages(replace(rollout, coefficients=coefficients))
     policy = learner(name, config.temperature)
     parts = parts or [torch.arange(rollout.size)]
-    metrics = backward(method, policy, [rollout.select(part) for part in parts])
+    metrics = {
+        n: float(v) for n, v in backward(method, policy, [rollout.select(part) for part in parts]).items()
+    }
     advantages = rollout.advantages.view(rollout.size, -1)[:, 0]
     return Step(metrics["loss"], gradients(policy.parameters()), advantages, metrics["clip_fraction"], parts)
 

@@ -13,7 +13,7 @@ from tests.models import gradients, pack, random_rows
 from torch import Tensor, nn
 
 from trimtab.feedback.sequences import Ids
-from trimtab.objectives.divergences import categorical_entropy
+from trimtab.objectives.distributions import categorical_entropy
 from trimtab.policies.actor_critic import ActorCritic, Critic, head_critic, model_critic
 from trimtab.policies.adapters import adapter_critic
 from trimtab.policies.language import LanguagePolicy
@@ -137,8 +137,8 @@ def test_logprobs_and_entropy_are_those_of_the_temperature(kind: Callable[[], Ca
     assert_close(now.logprobs[sequences.mask], whole[torch.arange(len(chosen)), chosen])
     assert_close(case.policy.evaluate(sequences).logprobs, now.logprobs)
     assert_close(now.entropy[sequences.mask], -(whole.exp() * whole).sum(-1))
-    assert_close(now.entropy[sequences.mask], categorical_entropy(case.policy.logits(sequences)))
-    assert_close(case.policy.logits(sequences), whole)
+    assert_close(now.entropy[sequences.mask], categorical_entropy(case.policy.distributions(sequences)))
+    assert_close(case.policy.distributions(sequences), whole)
     assert not now.logprobs[~sequences.mask].any() and not now.entropy[~sequences.mask].any()
 
 

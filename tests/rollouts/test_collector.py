@@ -13,8 +13,9 @@ from tests.models import letter_tokenizer
 from trimtab.errors import UserError
 from trimtab.feedback.records import Prompt, Record, as_conversation
 from trimtab.policies.actor_critic import ActorCritic
-from trimtab.rollouts.collect import CollectConfig, Collection, Collector
+from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum
+from trimtab.rollouts.rollout import Collection
 
 
 @pytest.fixture(scope="module")

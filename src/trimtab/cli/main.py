@@ -12,6 +12,7 @@ HELP = """trimtab steers a model with feedback, and shows which method works bes
   trimtab train METHOD            train one model with one method
   trimtab evaluate MODEL          rewards, KL and lengths of a model's answers
   trimtab generate MODEL          answers to prompts
+  trimtab play RUN                returns of a policy trained in an environment, and films of it
   trimtab report FOLDER           write a comparison's report again
   trimtab data show FILE          what is in a file of feedback, and what looks wrong
   trimtab data convert FILE OUT   write it in another shape, or as another kind of feedback
@@ -21,6 +22,7 @@ First steps
   trimtab compare reviews                                  the built-in example, about 8 minutes
   trimtab data show feedback.jsonl
   trimtab train dpo --model DIR_OR_NAME --data feedback.jsonl --out runs/dpo
+  trimtab train ppo --env CartPole-v1 --out runs/cartpole
 
 Every command takes --help.
 """
@@ -30,6 +32,7 @@ COMMANDS = {
     "train": "train",
     "evaluate": "evaluate",
     "generate": "generate",
+    "play": "play",
     "report": "report",
     "data": "data",
     "methods": "methods",

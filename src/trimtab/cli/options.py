@@ -24,7 +24,12 @@ class _Option:
 
 
 def parse(
-    cls: type[T], arguments: list[str], *, prog: str, description: str = "", method: str | None = None
+    cls: type[T],
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str = "",
+    method: str | None = None,
 ) -> T:
     """The options of one command. `--config FILE.yaml` gives options by their names; the command line wins.
 
@@ -59,7 +64,10 @@ def _options(cls: type[Any]) -> dict[str, _Option]:
             found |= _options(hint)
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        positional = tyro.conf.Positional in get_args(marked[field.name])
+        markers = get_args(marked[field.name])
+        if tyro.conf.Suppress in markers:
+            continue
+        positional = tyro.conf.Positional in markers
         found[field.name] = _Option(hint, required, positional)
     return found
 
@@ -76,6 +84,17 @@ def _config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
         else:
             raise UserError("--config needs the path of a YAML file")
     return files, others
+
+
+def value_of(name: str, arguments: list[str]) -> str | None:
+    """What the command line or a configuration file gives for an option; None if nothing."""
+    files, words = _config_files(arguments)
+    found = [load_yaml(file).get(name) for file in files]
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        if option == f"--{name}":
+            found.append(value if equals else following)
+    return next((str(value) for value in reversed(found) if value is not None), None)
 
 
 def _from_file(file: Path, known: dict[str, _Option], method: str | None) -> Iterator[str]:

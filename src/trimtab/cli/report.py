@@ -8,6 +8,7 @@ import tyro
 
 from trimtab.cli.options import parse
 from trimtab.compare.report import write_report
+from trimtab.compare.results import load_about
 from trimtab.compare.table import summary_table
 from trimtab.terminal import console
 
@@ -22,8 +23,14 @@ class Options:
 
 def run(words: list[str]) -> int:
     """Writes the report and prints the table."""
-    options = parse(Options, words, prog="trimtab report")
-    report = write_report(options.folder)
-    console.print(summary_table(options.folder))
+    folder = parse(Options, words, prog="trimtab report").folder
+    if "envs" in load_about(folder, needed=()):
+        from trimtab.compare.control.report import write_control_report
+        from trimtab.compare.control.table import control_table
+
+        report, table = write_control_report(folder), control_table(folder)
+    else:
+        report, table = write_report(folder), summary_table(folder)
+    console.print(table)
     console.print(f"the report is in {report}", markup=False, soft_wrap=True)
     return 0

@@ -2,39 +2,49 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from trimtab.allocator import keep_freed_memory
-from trimtab.cli.options import parse
+from trimtab.cli.options import parse, value_of
+from trimtab.config import build
 from trimtab.errors import UserError
-from trimtab.jobs import Job, run_job, shown
 from trimtab.methods import METHODS, Method, find
-from trimtab.online_jobs import OnlineJob, live, run_online_job
 from trimtab.terminal import console, quiet_libraries, reporting
 
 T = TypeVar("T")
 
 
 def run(words: list[str]) -> int:
-    """Trains one model with one method."""
+    """Trains one model, or one control policy, with one method."""
     if not words or words[0] in ("-h", "--help"):
-        print("usage: trimtab train METHOD --model DIR_OR_NAME --data FILE --out FOLDER [OPTIONS]\n")
+        print("usage: trimtab train METHOD --model DIR_OR_NAME --data FILE --out FOLDER [OPTIONS]")
+        print("       trimtab train METHOD --env ENVIRONMENT --out FOLDER [OPTIONS]\n")
         online = ", ".join(name for name, method in METHODS.items() if method.online)
         print("METHOD is one of " + ", ".join(METHODS) + ".")
         print(f"Those that learn online ({online}) need a --reward too.")
         print("`trimtab train METHOD --help` shows its options, `trimtab methods` what each is for.")
+        print("`trimtab train METHOD --env CartPole-v1 --help` shows those in an environment of Gymnasium.")
         return 0 if words else 2
     if words[0].startswith("-"):
         raise UserError(f"the method comes first: trimtab train METHOD {words[0]} ...")
     method = find(words[0])
+    if (env := value_of("env", words[1:])) is not None:
+        from trimtab.cli.train_control import run_control
+
+        return run_control(method, env, words[1:])
+    from trimtab.jobs import Job, run_job, shown
+    from trimtab.online_jobs import OnlineJob, live, run_online_job
+
     options = parse(
-        _options(method),
+        options_of(OnlineJob if method.online else Job, method),
         words[1:],
         prog=f"trimtab train {words[0]}",
-        description=_description(method),
+        description=description_of(method),
         method=words[0],
     )
     quiet_libraries()
@@ -42,39 +52,45 @@ def run(words: list[str]) -> int:
     start = time.monotonic()
     with reporting() as progress:
         if method.online:
-            done = live(run_online_job(_job(OnlineJob, options), progress))
+            done = live(run_online_job(job_from(OnlineJob, options), progress))
         else:
-            done = shown(run_job(_job(Job, options), progress))
+            done = shown(run_job(job_from(Job, options), progress))
     console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False, soft_wrap=True)
     console.print(f"the model is in {options.out}", markup=False, soft_wrap=True)
     return 0
 
 
-def _job(cls: type[T], options: Any) -> T:
+def job_from(cls: type[T], options: Any) -> T:
+    """A job from its options."""
     return cls(**{f.name: getattr(options, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def _description(method: type[Method[Any]]) -> str:
+def description_of(method: type[Method[Any]]) -> str:
+    """What the help says of a method."""
     what = (method.__doc__ or "").splitlines()[0]
     config = "--config FILE.yaml gives options by their names, as in the trimtab.yaml of a trained model."
     return f"{what}\n\n{method.when}\n\nSource: {method.source}.\n\n{config}"
 
 
-def _options(method: type[Method[Any]]) -> type[Any]:
-    """The options of a method's training as one dataclass, each under its own name."""
-    job = OnlineJob if method.online else Job
+def options_of(job: type[Any], method: type[Any], defaults: Mapping[str, Any] | None = None) -> type[Any]:
+    """The options of a job with a method as one dataclass, each under its own name.
+
+    Args:
+        defaults: in place of the job's own.
+    """
     fields: list[Any] = []
     for part in dataclasses.fields(job):
         if part.name == "out":
-            help_text = "A new folder for the model, its options and its curve."
+            help_text = "A new folder for what was trained, its options and its curve."
             fields.append(("out", Annotated[Path, tyro.conf.arg(help=help_text)]))
             continue
         cls: Any = method if part.name == "method" else part.type
         flat = Annotated[cls, tyro.conf.arg(name="")]
-        required = any(_is_required(f) for f in dataclasses.fields(cls))
-        fields.append(
-            (part.name, flat) if required else (part.name, flat, dataclasses.field(default_factory=cls))
-        )
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in (defaults or {}).items() if name in names}
+        required = any(_is_required(f) and f.name not in values for f in dataclasses.fields(cls))
+        make = dataclasses.field(default_factory=partial(build, cls, values, part.name))
+        fields.append((part.name, flat) if required else (part.name, flat, make))
     return dataclasses.make_dataclass("TrainOptions", fields, kw_only=True, frozen=True)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from trimtab.compare.results import load_curve
-from trimtab.compare.statistics import FloatArray, standard_error
+from trimtab.compare.statistics import Estimate, FloatArray, standard_error
 from trimtab.compare.summary import Comparison, Row, Setting
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ P = ParamSpec("P")
 Measure = Callable[[Setting], FloatArray]  # -> [seeds, reported prompts]
 
 
-def _as_svg(draw: Callable[P, "Figure | None"]) -> Callable[P, str | None]:
+def as_svg(draw: Callable[P, "Figure | None"]) -> Callable[P, str | None]:
     """Makes a function that draws a figure into one that returns the figure's SVG."""
 
     @wraps(draw)
@@ -60,7 +60,7 @@ def _as_svg(draw: Callable[P, "Figure | None"]) -> Callable[P, str | None]:
     return svg
 
 
-@_as_svg
+@as_svg
 def frontier(comparison: Comparison) -> "Figure | None":
     """Primary reward against KL to the starting model, a curve per method (DPO paper, figure 2)."""
     if all(setting.kl is None for setting in comparison.settings):
@@ -72,19 +72,19 @@ def frontier(comparison: Comparison) -> "Figure | None":
     return _scatter(comparison, kl, "KL to the start (nats per response)", wide=True)
 
 
-@_as_svg
+@as_svg
 def reward_against(comparison: Comparison, other: str) -> "Figure | None":
     """Primary reward against another reward, a curve per method."""
     return _scatter(comparison, lambda setting: comparison.reward(setting, other), f"{other} reward")
 
 
-@_as_svg
+@as_svg
 def reward_against_length(comparison: Comparison) -> "Figure | None":
     """Primary reward against response length."""
     return _scatter(comparison, lambda s: comparison.reported_part(s.tokens), "response length (tokens)")
 
 
-@_as_svg
+@as_svg
 def strength_sweep(comparison: Comparison) -> "Figure | None":
     """Every reward against strength, a panel per reward; methods with a single strength are left out."""
     swept = [method for method, settings in comparison.by_method.items() if len(settings) > 1]
@@ -92,7 +92,7 @@ def strength_sweep(comparison: Comparison) -> "Figure | None":
     if not strengths:
         return None
     names = sorted({strength.name for strength in strengths})
-    figure, axes = _canvas(WIDE, 3.7, 1, len(comparison.rewards))
+    figure, axes = canvas(WIDE, 3.7, 1, len(comparison.rewards))
     for axis, reward in zip(axes, comparison.rewards, strict=True):
         for rows in (rows for method in swept for rows in _lines(comparison, method)):
             method = rows[0].setting.method
@@ -103,11 +103,11 @@ def strength_sweep(comparison: Comparison) -> "Figure | None":
             axis.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="start")
         _strength_axis(axis, sorted({strength.value for strength in strengths}))
         axis.set(title=f"{reward} reward", xlabel=", ".join(names))
-    _legend(figure, axes[0], wide=True)
+    legend(figure, axes[0], wide=True)
     return figure
 
 
-@_as_svg
+@as_svg
 def curves(comparison: Comparison, metric: str) -> "Figure | None":
     """A training metric of every method's chosen strength, a panel per method, as the methods share no scale.
 
@@ -119,7 +119,7 @@ def curves(comparison: Comparison, metric: str) -> "Figure | None":
         return None
     columns = min(len(logged), 4)
     lines = -(-len(logged) // columns)
-    figure, axes = _canvas(max(WIDE / 4 * columns, HALF), 1.9 * lines + 0.2, lines, columns)
+    figure, axes = canvas(max(WIDE / 4 * columns, HALF), 1.9 * lines + 0.2, lines, columns)
     for axis in axes[len(logged) :]:
         axis.remove()
     for axis, (method, seeds) in zip(axes, logged.items(), strict=False):
@@ -133,16 +133,20 @@ def curves(comparison: Comparison, metric: str) -> "Figure | None":
     return figure
 
 
-@_as_svg
+@as_svg
 def win_matrix(comparison: Comparison) -> "Figure | None":
     """How often the row's method beats the column's, as a heat map with intervals."""
+    return heat_map([player.name for player in comparison.players], comparison.win_matrix())
+
+
+def heat_map(names: list[str], rates: list[list[Estimate | None]]) -> "Figure | None":
+    """Rates of row against column, 0 to 1, with their intervals; None for a single name."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    players, rates = comparison.players, comparison.win_matrix()
-    if len(players) < 2:
+    if len(names) < 2:
         return None
     means = np.array([[0.5 if rate is None else rate.mean for rate in row] for row in rates])
-    figure, (axis,) = _canvas(min(0.95 * len(players) + 1.7, WIDE), 0.58 * len(players) + 0.6, 1, 1)
+    figure, (axis,) = canvas(min(0.95 * len(names) + 1.7, WIDE), 0.58 * len(names) + 0.6, 1, 1)
     colours = LinearSegmentedColormap.from_list("loses-wins", ["#e0a262", "#ffffff", "#7fa8d3"])
     axis.imshow(means, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(rates):
@@ -153,7 +157,6 @@ def win_matrix(comparison: Comparison) -> "Figure | None":
             axis.text(j, i - 0.1, f"{rate.mean:.2f}", ha="center", va="center", fontweight="bold")
             interval = f"{rate.low:.2f}–{rate.high:.2f}" if rate.n > 1 else ""
             axis.text(j, i + 0.24, interval, ha="center", va="center", fontsize=6.8)
-    names = [player.name for player in players]
     axis.set_xticks(
         range(len(names)),
         names,
@@ -177,7 +180,7 @@ def _scatter(comparison: Comparison, x: Measure, label: str, wide: bool = False)
     """Primary reward against x: a curve per method through its strengths, small dots for single seeds."""
     if not comparison.settings:
         return None
-    figure, (axis,) = _canvas(WIDE if wide else HALF, 5.0 if wide else 4.2, 1, 1)
+    figure, (axis,) = canvas(WIDE if wide else HALF, 5.0 if wide else 4.2, 1, 1)
     for rows in (rows for method in comparison.by_method for rows in _lines(comparison, method)):
         style = method_style(comparison, rows[0].setting.method)
         for row in rows:
@@ -191,7 +194,7 @@ def _scatter(comparison: Comparison, x: Measure, label: str, wide: bool = False)
         at = x(comparison.start).mean(), comparison.reward(comparison.start).mean()
         axis.plot(*at, "*", color=INK, markersize=13, linestyle="", label="start", zorder=5)
     axis.set(xlabel=label, ylabel=f"{comparison.primary} reward")
-    _legend(figure, axis, wide)
+    legend(figure, axis, wide)
     return figure
 
 
@@ -230,7 +233,7 @@ def _strength_axis(axis: "Axes", values: list[float]) -> None:
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _canvas(width: float, height: float, lines: int, columns: int) -> "tuple[Figure, list[Axes]]":
+def canvas(width: float, height: float, lines: int, columns: int) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -240,7 +243,7 @@ def _canvas(width: float, height: float, lines: int, columns: int) -> "tuple[Fig
     return figure, list(axes.ravel())
 
 
-def _legend(figure: "Figure", axis: "Axes", wide: bool) -> None:
+def legend(figure: "Figure", axis: "Axes", wide: bool) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if wide:
         figure.legend(handles, labels, loc="outside right upper")

@@ -1,21 +1,62 @@
-"""Runs of a comparison in processes of their own, so that one that dies takes no other with it."""
+"""Runs of a comparison in processes of their own, so that one that dies takes no other with it.
+
+A comparison that was interrupted goes on where it stopped; a run that fails is written down with its
+reason, and the others go on.
+"""
 
 import logging
 import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from trimtab.allocator import keep_freed_memory
-from trimtab.compare.worker import Cell, run_cell
+from trimtab.compare.results import append_result, load_results
 from trimtab.errors import UserError
-from trimtab.terminal import quiet_libraries
+from trimtab.runs import Progress
 
 log = logging.getLogger("trimtab")
+
+
+class Cell(Protocol):
+    """One run, with all that it needs to know; it is pickled, and carried out in another process."""
+
+    @property
+    def folder(self) -> Path:
+        """What it writes into."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its line in results.jsonl begins with: key, method, seed, ..."""
+
+    def carry_out(self) -> dict[str, Any]:
+        """Its whole line, once it is done."""
+
+
+def run_all(
+    cells: Sequence[Cell], out: Path, jobs: int, progress: Progress, note: Callable[[dict[str, Any]], str]
+) -> None:
+    """Carries out the cells that OUT/results.jsonl does not have as done, and appends their lines.
+
+    Args:
+        note: says in a few words what a finished run's line holds.
+    """
+    done = {result.key for result in load_results(out) if result.status == "done"}
+    left = [cell for cell in cells if cell.identity()["key"] not in done]
+    progress("runs", len(cells) - len(left), len(cells))
+    warned: set[str] = set()
+    for finished, row in enumerate(rows(left, jobs), start=len(cells) - len(left) + 1):
+        append_result(out, row)
+        said = f"failed: {row['error']}" if row["status"] == "failed" else note(row)
+        progress("runs", finished, len(cells), f"{row['key']}: {said}", milestone=True)
+        for warning in row.get("warnings", []):  # most runs have the same ones: each is said once
+            if warning not in warned:
+                log.warning("%s: %s", row["key"], warning)
+                warned.add(warning)
 
 
 def rows(cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
@@ -62,7 +103,6 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 def _begin_worker() -> None:
     """Keeps the worker silent, and ends it when the comparison is killed."""
-    quiet_libraries()
     keep_freed_memory()
     log.propagate = False
     parent = multiprocessing.parent_process()
@@ -98,12 +138,12 @@ def attempt(cell: Cell) -> dict[str, Any]:
 
 def _attempt(cell: Cell) -> dict[str, Any]:
     try:
-        return run_cell(cell)
+        return cell.carry_out()
     except UserError as error:
         return failure(cell, str(error))
     except Exception as error:  # a failed run is a result: it is shown with its reason
-        (cell.out / cell.run.folder).mkdir(parents=True, exist_ok=True)
-        (cell.out / cell.run.folder / "error.txt").write_text(traceback.format_exc())
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "error.txt").write_text(traceback.format_exc())
         return failure(cell, f"{type(error).__name__}: {error}")
 
 

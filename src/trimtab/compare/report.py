@@ -55,6 +55,7 @@ CAPTIONS = {  # plot -> title, how to read it
     ),
 }
 
+HERE = Path(__file__).parent
 Scale = Callable[[float], float]  # a gain -> its place in the gain column, in per cent
 
 
@@ -63,15 +64,19 @@ def write_report(out: Path) -> Path:
 
     Raises UserError where the folder's files are missing or wrong.
     """
+    return write_page(out, HERE / "report.html", page_content(load_comparison(out)))
+
+
+def write_page(out: Path, template: Path, content: Mapping[str, Any]) -> Path:
+    """Writes OUT/report.html: the template with its content and report.css."""
     from jinja2 import Environment, StrictUndefined
 
-    here, path = Path(__file__).parent, Path(out) / "report.html"
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string((here / "report.html").read_text(encoding="utf-8"))
-    css = (here / "report.css").read_text(encoding="utf-8")
-    page = template.render(css=css, **page_content(load_comparison(out)))
+    css = (HERE / "report.css").read_text(encoding="utf-8")
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(css=css, **content)
+    path = Path(out) / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -217,8 +222,13 @@ def _colour(comparison: Comparison, setting: Setting) -> str:
 class Figure:
     title: str
     caption: str
-    source: str  # a data: URL
+    svg: str
     wide: bool
+
+    @property
+    def source(self) -> str:
+        """The plot as a data: URL."""
+        return "data:image/svg+xml;base64," + b64encode(self.svg.encode()).decode()
 
 
 def _figures(comparison: Comparison) -> Iterator[Figure]:
@@ -236,8 +246,7 @@ def _figures(comparison: Comparison) -> Iterator[Figure]:
     for name, svg, other in drawn:
         if svg:
             title, caption = (text.format(primary=comparison.primary, other=other) for text in CAPTIONS[name])
-            source = "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
-            yield Figure(title, caption, source, wide=not name.startswith("reward_against"))
+            yield Figure(title, caption, svg, wide=not name.startswith("reward_against"))
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, str]]]:

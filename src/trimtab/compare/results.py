@@ -1,18 +1,22 @@
 """The files of a comparison folder: results.jsonl, comparison.json, and each run's evaluation and curve.
 
+OUT/config.json                 the comparison's configuration
 OUT/comparison.json             what was compared: data, base model, budget, rewards, evaluation
 OUT/results.jsonl               one line a run; a later line with the same key replaces an earlier one
 OUT/<folder>/evaluation.jsonl   one line a held-out prompt, in the same order in every run
 OUT/<folder>/metrics.jsonl      the learning curve
 """
 
+import dataclasses
 import json
 import logging
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trimtab.checkpoint import atomic_text
 from trimtab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,7 +32,7 @@ class Strength:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of results.jsonl: a run of one method, strength and seed."""
+    """One line of results.jsonl: a run of one method, strength (or parameters, and environment) and seed."""
 
     key: str
     status: Literal["done", "failed"]
@@ -36,11 +40,34 @@ class Result:
     seed: int
     folder: str = ""
     strength: Strength | None = None
+    env: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def claim(out: Path, config: Any, free: Collection[str]) -> None:
+    """Writes the configuration (a dataclass) into OUT/config.json, or checks that OUT was made by the same.
+
+    Args:
+        free: what may differ: new methods, strengths and seeds do not change what is there.
+    Raises:
+        UserError: OUT holds another comparison.
+    """
+    file = Path(out) / "config.json"
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in now if key not in free and before.get(key) != now[key]]
+        if changed:
+            raise UserError(
+                f"{out} holds a comparison with another {', '.join(changed)}; "
+                "choose another --out, or delete the folder to start anew"
+            )
+    atomic_text(file, json.dumps(now, indent=1))
 
 
 def append_result(out: Path, row: dict[str, Any]) -> None:
@@ -78,8 +105,8 @@ def load_results(out: Path) -> list[Result]:
     return list(latest.values())
 
 
-def load_about(out: Path) -> dict[str, Any]:
-    """The content of OUT/comparison.json."""
+def load_about(out: Path, needed: Sequence[str] = ("rewards", "primary_reward")) -> dict[str, Any]:
+    """The content of OUT/comparison.json, which must have the keys that are `needed`."""
     path = Path(out) / "comparison.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; give the folder that `trimtab compare` wrote")
@@ -87,7 +114,7 @@ def load_about(out: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}); run the comparison again to write it") from None
-    if missing := [name for name in ("rewards", "primary_reward") if name not in about]:
+    if missing := [name for name in needed if name not in about]:
         raise UserError(f"{path} has no {missing[0]!r}; run the comparison again to write it")
     return dict(about)
 

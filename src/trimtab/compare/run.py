@@ -1,12 +1,7 @@
-"""Runs a comparison: the stages once, then every cell of the grid, each to its line in results.jsonl.
-
-A comparison that was interrupted goes on where it stopped; a run that fails is written down with its
-reason, and the others go on.
-"""
+"""Runs a comparison: the stages once, then every cell of the grid, each to its line in results.jsonl."""
 
 import dataclasses
 import json
-import logging
 import os
 import platform
 import shutil
@@ -17,16 +12,15 @@ from typing import Any
 
 from trimtab.checkpoint import atomic_text
 from trimtab.compare.config import CompareConfig, Run, grid
-from trimtab.compare.processes import rows
-from trimtab.compare.results import append_result, load_results
+from trimtab.compare.processes import run_all
+from trimtab.compare.results import claim, load_results
 from trimtab.compare.stages import Stages
 from trimtab.compare.summary import START, load_comparison
 from trimtab.compare.worker import Cell, model_folder
-from trimtab.errors import UserError
-from trimtab.jobs import Progress
 from trimtab.policies.load import resolve_device
+from trimtab.runs import Progress
 
-log = logging.getLogger("trimtab")
+FREE = frozenset({"methods", "seeds", "name", "jobs", "keep"})  # to change between two calls
 
 
 def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
@@ -35,48 +29,16 @@ def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
     Raises UserError if OUT holds another comparison, or a stage fails; failed runs do not raise.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _claim(config, out)
+    claim(out, config, free=FREE)
     stages = Stages(config, out, progress).run()
     _describe(config, out, stages)
-    cells = _cells(config, out)
-    done = {r.key for r in load_results(out) if r.status == "done"}
-    left = [cell for cell in cells if cell.run.key not in done]
-    progress("runs", len(cells) - len(left), len(cells))
-    warned: set[str] = set()
-    for finished, row in enumerate(rows(left, _jobs(config)), start=len(cells) - len(left) + 1):
-        append_result(out, row)
-        progress("runs", finished, len(cells), _note(row, config.reward_names[0]), milestone=True)
-        for warning in row.get("warnings", []):  # most runs have the same ones: each is said once
-            if warning not in warned:
-                log.warning("%s: %s", row["key"], warning)
-                warned.add(warning)
+    reward = config.reward_names[0]
+
+    def note(row: dict[str, Any]) -> str:
+        return f"{reward} {row['metrics'][reward]['mean']:.3g}"
+
+    run_all(_cells(config, out), out, _jobs(config), progress, note)
     _prune(config, out)
-
-
-def _note(row: dict[str, Any], reward: str) -> str:
-    """dpo/beta=0.1/seed=0: gold 0.71."""
-    if row["status"] == "failed":
-        return f"{row['key']}: failed: {row['error']}"
-    return f"{row['key']}: {reward} {row['metrics'][reward]['mean']:.3g}"
-
-
-def _claim(config: CompareConfig, out: Path) -> None:
-    """Writes the configuration into OUT, or checks that OUT was made by the same one.
-
-    New methods, strengths and seeds may be added to a comparison: they do not change what is there.
-    """
-    file = out / "config.json"
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
-    if file.exists():
-        before = json.loads(file.read_text())
-        free = {"methods", "seeds", "name", "jobs", "keep"}
-        changed = [key for key in now if key not in free and before.get(key) != now[key]]
-        if changed:
-            raise UserError(
-                f"{out} holds a comparison with another {', '.join(changed)}; "
-                "choose another --out, or delete the folder to start anew"
-            )
-    atomic_text(file, json.dumps(now, indent=1))
 
 
 def _cells(config: CompareConfig, out: Path) -> list[Cell]:

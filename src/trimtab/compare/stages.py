@@ -29,7 +29,6 @@ from trimtab.feedback.records import Prompt, Record, columns_of
 from trimtab.feedback.tokenise import encode_prompt
 from trimtab.feedback.views import convert
 from trimtab.feedback.writers import write
-from trimtab.jobs import Progress
 from trimtab.methods import find
 from trimtab.policies.base import Trainable
 from trimtab.policies.language import LanguagePolicy
@@ -41,6 +40,7 @@ from trimtab.policies.load import (
 )
 from trimtab.rollouts.generate import decode, generate
 from trimtab.rollouts.rewards import Reward, RewardModelReward, load_reward
+from trimtab.runs import Progress
 from trimtab.train import RunConfig, make_table, total_steps, train
 
 BASE, FEEDBACK, HELD_OUT, PROMPTS = "base", "feedback.jsonl", "held_out.jsonl", "prompts.jsonl"

@@ -32,6 +32,7 @@ from trimtab.policies.load import ModelConfig, load_language_policy
 from trimtab.reference import attach_reference
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import Reward, WeightedSum, load_reward
+from trimtab.terminal import quiet_libraries
 from trimtab.train import OptimiserConfig, RunConfig, make_table, peak_learning_rate, train
 from trimtab.writing import json_line
 
@@ -46,6 +47,14 @@ class Cell:
     run: Run
     out: Path
     threads: int
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.run.folder
+
+    def carry_out(self) -> dict[str, Any]:
+        quiet_libraries()
+        return run_cell(self)
 
     def identity(self) -> dict[str, Any]:
         """What every line of results.jsonl begins with."""
@@ -69,7 +78,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     if cell.threads:
         torch.set_num_threads(cell.threads)
     _reset_peak_memory()
-    folder = cell.out / cell.run.folder
+    folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
     is_start = cell.run.method == START
     policy = load_language_policy(

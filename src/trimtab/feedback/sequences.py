@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Sequences:
         tokens: [N] prompt and response of the first sequence, of the second, ...
         prompt_lengths, response_lengths: [S], each at least 1.
     """
+
+    separable: ClassVar[bool] = False  # a token is read with all that stand before it
 
     tokens: Tensor
     prompt_lengths: Tensor

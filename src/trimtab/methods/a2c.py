@@ -38,4 +38,6 @@ class A2C(CriticMethod):
         losses = losses + self.value_weight * value_loss(out.values, batch.values, batch.returns)
         if out.entropy is not None:
             losses = losses - self.entropy_bonus * out.entropy
-        return losses[batch.mask], {"old_kl": old_kl(out.logprobs, batch.old_logprobs)[batch.mask]}
+        return batch.chosen(losses), {
+            "old_kl": batch.chosen(old_kl(out.logprobs.detach(), batch.old_logprobs))
+        }

@@ -136,6 +136,10 @@ class OnlineMethod(Method[Rollout]):
             return dict(coefficients)
         return {**coefficients, "beta": ziegler(coefficients["beta"], kl, self.kl_target)}
 
+    def scheduled(self, coefficients: Mapping[str, float], progress: float) -> dict[str, float]:
+        """The coefficients as they are after this share, 0 to 1, of the training."""
+        return dict(coefficients)
+
     def advantages(self, rollout: Rollout) -> Rollout:
         """The collection with advantages, and returns if a critic learns."""
         raise TypeError(f"{type(self).__name__} defines no advantages")
@@ -143,6 +147,11 @@ class OnlineMethod(Method[Rollout]):
     def whole_step(self, policy: Any, parts: list[Rollout]) -> dict[str, float]:
         """A step on the whole collection at once, before the epochs; returns metrics."""
         return {}
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether `too_far` is asked at every step."""
+        return False
 
     def too_far(self, old_kl: float) -> bool:
         """Whether the epochs stop here, the policy having gone this many nats a step from the old one."""
@@ -172,7 +181,7 @@ class CriticMethod(OnlineMethod):
         return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
 
     def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum())
+        return batch.steps
 
 
 METHODS: dict[str, type[Method[Any]]] = {}

@@ -51,7 +51,7 @@ class GRPO(OnlineMethod):
         return replace(rollout, advantages=advantages[:, None] * rollout.mask)
 
     def units(self, batch: Rollout) -> int:
-        return int(batch.mask.sum()) if self.aggregation == "dapo" else batch.size
+        return batch.steps if self.aggregation == "dapo" else batch.size
 
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         ratio = (policy.evaluate(batch.inputs).logprobs, batch.old_logprobs)
@@ -59,10 +59,10 @@ class GRPO(OnlineMethod):
         if self.kl == "loss" and batch.ref_logprobs is not None:
             losses = losses + batch.coefficients["beta"] * reference_kl(*ratio, batch.ref_logprobs)
         return self._aggregated(losses, batch), {
-            "old_kl": old_kl(*ratio)[batch.mask],
-            "clip_fraction": clip_fraction(
-                *ratio, batch.advantages, clip=self.clip, clip_high=self.clip_high
-            )[batch.mask],
+            "old_kl": batch.chosen(old_kl(*ratio)),
+            "clip_fraction": batch.chosen(
+                clip_fraction(*ratio, batch.advantages, clip=self.clip, clip_high=self.clip_high)
+            ),
         }
 
     def _aggregated(self, losses: Tensor, batch: Rollout) -> Tensor:
@@ -71,4 +71,4 @@ class GRPO(OnlineMethod):
             return masked_mean(losses, batch.mask)
         if self.aggregation == "dr_grpo":
             return masked_sum(losses, batch.mask) / batch.longest
-        return losses[batch.mask]
+        return batch.chosen(losses)

@@ -1,6 +1,8 @@
 """PPO with the clipped objective."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,7 +23,9 @@ class PPO(CriticMethod):
     when = "A reward model and answers that are costly to write: the most learned from each of them."
 
     clip: float = 0.2
-    """Bound of the ratio to the policy that wrote the answers."""
+    """Bound of the ratio to the policy that chose."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """Whether the bound stays, or falls to zero with the training's progress."""
     value_weight: float = 0.1
     """Of the critic's loss."""
     value_clip: float | None = None
@@ -39,19 +43,32 @@ class PPO(CriticMethod):
             if getattr(self, name) is not None:
                 self.check(**{name: (1e-9, 1e6)})
 
+    def coefficients(self) -> dict[str, float]:
+        return {**super().coefficients(), "clip": self.clip}
+
+    def scheduled(self, coefficients: Mapping[str, float], progress: float) -> dict[str, float]:
+        left = 1.0 if self.clip_schedule == "constant" else 1.0 - progress
+        return {**coefficients, "clip": self.clip * left}
+
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         out = policy.evaluate(batch.inputs, entropy=self.entropy_bonus > 0)
         ratio = (out.logprobs, batch.old_logprobs)
-        losses = ppo_clip(*ratio, batch.advantages, clip=self.clip)
+        clip = batch.coefficients["clip"]
+        losses = ppo_clip(*ratio, batch.advantages, clip=clip)
         losses = losses + self.value_weight * value_loss(
             out.values, batch.values, batch.returns, clip=self.value_clip
         )
         if out.entropy is not None:
             losses = losses - self.entropy_bonus * out.entropy
-        return losses[batch.mask], {
-            "old_kl": old_kl(*ratio)[batch.mask],
-            "clip_fraction": clip_fraction(*ratio, batch.advantages, clip=self.clip)[batch.mask],
+        ratio = (out.logprobs.detach(), batch.old_logprobs)
+        return batch.chosen(losses), {
+            "old_kl": batch.chosen(old_kl(*ratio)),
+            "clip_fraction": batch.chosen(clip_fraction(*ratio, batch.advantages, clip=clip)),
         }
+
+    @property
+    def may_stop(self) -> bool:
+        return self.old_kl_stop is not None
 
     def too_far(self, old_kl: float) -> bool:
         return self.old_kl_stop is not None and old_kl > self.old_kl_stop

@@ -55,5 +55,5 @@ class Reinforce(OnlineMethod):
         if out.values is not None:
             losses = losses + self.value_weight * value_loss(out.values, batch.values, batch.returns)
         return masked_sum(losses, batch.mask), {
-            "old_kl": old_kl(out.logprobs, batch.old_logprobs)[batch.mask]
+            "old_kl": batch.chosen(old_kl(out.logprobs.detach(), batch.old_logprobs))
         }

@@ -7,11 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from trimtab.errors import UserError
 from trimtab.methods.base import CriticMethod, Metrics, method
-from trimtab.objectives.divergences import categorical_kl
 from trimtab.objectives.policy_gradient import surrogate, value_loss
 from trimtab.objectives.trust_region import Parameters, fisher_vector_product, line_search, natural_step
 from trimtab.policies.base import Actor
@@ -50,7 +49,7 @@ class TRPO(CriticMethod):
     def loss(self, policy: Actor, batch: Rollout) -> tuple[Tensor, Metrics]:
         """The critic's: the policy has moved already."""
         values = policy.evaluate(batch.inputs).values
-        return value_loss(values, batch.values, batch.returns)[batch.mask], {}
+        return batch.chosen(value_loss(values, batch.values, batch.returns)), {}
 
     def whole_step(self, policy: Actor, parts: list[Rollout]) -> dict[str, float]:
         moving = self._moving(policy)
@@ -67,13 +66,13 @@ class TRPO(CriticMethod):
             return self._fisher(policy, moving, some, vector) / steps_of_some + self.damping * vector
 
         def after(step: Tensor) -> tuple[float, float]:
-            vector_to_parameters(before + step, moving.values())
+            _write(before + step, moving)
             return self._outcome(policy, _like(before, moving), parts, steps)
 
         step = natural_step(product, gradient, max_kl=self.max_kl, iterations=self.cg_iterations)
         taken = line_search(after, step, loss=loss, max_kl=self.max_kl, halvings=self.halvings)
         size, kl = (taken[0], taken[1]) if taken else (torch.zeros_like(step), 0.0)
-        vector_to_parameters(before + size, moving.values())
+        _write(before + size, moving)
         return {"old_kl": kl, "step_accepted": float(taken is not None), "step_norm": float(size.norm())}
 
     def _some(self, parts: list[Rollout]) -> list[Rollout]:
@@ -98,7 +97,7 @@ class TRPO(CriticMethod):
         gradient, loss = torch.zeros_like(parameters_to_vector(moving.values())), 0.0
         for part in parts:
             losses = surrogate(policy.evaluate(part.inputs).logprobs, part.old_logprobs, part.advantages)
-            of_part = losses[part.mask].sum() / steps
+            of_part = part.chosen(losses).sum() / steps
             grads = torch.autograd.grad(of_part, list(moving.values()), materialize_grads=True)
             gradient += torch.cat([g.flatten() for g in grads])
             loss += float(of_part.detach())
@@ -108,8 +107,10 @@ class TRPO(CriticMethod):
         """F v, summed over all steps: [N] -> [N]."""
         total = torch.zeros_like(vector)
         for part in parts:
-            logits = partial(policy.logits_with, inputs=part.inputs)
-            of_part = fisher_vector_product(logits, moving, _like(vector, moving))
+            distributions = partial(policy.distributions_with, inputs=part.inputs)
+            of_part = fisher_vector_product(
+                distributions, policy.family.fisher, moving, _like(vector, moving)
+            )
             total += torch.cat([v.flatten() for v in of_part.values()])
         return total
 
@@ -121,10 +122,17 @@ class TRPO(CriticMethod):
         loss = kl = 0.0
         for part in parts:
             losses = surrogate(policy.evaluate(part.inputs).logprobs, part.old_logprobs, part.advantages)
-            old, new = policy.logits_with(before, part.inputs), policy.logits(part.inputs)
-            loss += float(losses[part.mask].sum()) / steps
-            kl += float(categorical_kl(old, new).sum()) / steps
+            old, new = policy.distributions_with(before, part.inputs), policy.distributions(part.inputs)
+            loss += float(part.chosen(losses).sum()) / steps
+            kl += float(policy.family.kl(old, new).sum()) / steps
         return loss, kl
+
+
+@torch.no_grad()
+def _write(vector: Tensor, parameters: Parameters) -> None:
+    """Sets the parameters in place: what else reads their memory sees the change."""
+    for parameter, piece in zip(parameters.values(), _like(vector, parameters).values(), strict=True):
+        parameter.copy_(piece)
 
 
 def _like(vector: Tensor, parameters: Parameters) -> Parameters:

@@ -47,12 +47,12 @@ def gae(
         ended: [B, T] terminated or cut off: the next step belongs to another episode.
     """
     deltas = rewards + gamma * next_values * (~terminated) - values
-    advantages = torch.zeros_like(rewards)
-    running = torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.shape[1])):
-        running = deltas[:, t] + gamma * lam * (running * ~ended[:, t])
-        advantages[:, t] = running
-    return advantages
+    decays = gamma * lam * (~ended).to(deltas.dtype)
+    running, advantages = torch.zeros_like(rewards[:, 0]), []
+    for delta, decay in zip(reversed(deltas.unbind(1)), reversed(decays.unbind(1)), strict=True):
+        running = torch.addcmul(delta, decay, running)
+        advantages.append(running)
+    return torch.stack(advantages[::-1], 1)
 
 
 def leave_one_out(scores: Tensor) -> Tensor:

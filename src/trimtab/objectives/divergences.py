@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences: exact, and estimated from the log-probs of sampled tokens.
+"""Kullback-Leibler divergences, estimated from the log-probs of sampled actions.
 
 The estimators are Schulman's ("Approximating KL divergence", 2020). They differ in bias and
 variance, and as losses also in their gradient, so that each is a name of its own here.
@@ -38,13 +38,3 @@ def kl_from_reference(log_ratio: Tensor) -> Tensor:
     """
     weight = log_ratio.exp()
     return weight * log_ratio - weight + 1.0
-
-
-def categorical_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Exact KL(pi || ref) of categorical distributions: log-probs [..., V] -> [...], in nats."""
-    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(-1)
-
-
-def categorical_entropy(logprobs: Tensor) -> Tensor:
-    """Entropy of categorical distributions: log-probs [..., V] -> [...], in nats."""
-    return -(logprobs.exp() * logprobs).sum(-1)

@@ -33,9 +33,9 @@ def ppo_clip(
     Args:
         clip_high: another bound above, 1 + clip_high (DAPO, Yu et al. 2025, arXiv:2503.14476, sec. 3.1).
     """
-    ratio = (logprobs - old_logprobs).exp()
+    ratio, costs = (logprobs - old_logprobs).exp(), -advantages
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    return torch.maximum(ratio * costs, clipped * costs)
 
 
 def clip_fraction(
@@ -43,8 +43,8 @@ def clip_fraction(
 ) -> Tensor:
     """1 where clipping took the gradient away, else 0."""
     ratio = (logprobs - old_logprobs).exp()
-    above = (ratio > 1 + (clip if clip_high is None else clip_high)) & (advantages > 0)
-    return (above | ((ratio < 1 - clip) & (advantages < 0))).float()
+    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return (ratio * advantages > clipped * advantages).float()
 
 
 def ppo_kl(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, kl_penalty: float) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]  # v -> A v
 Parameters = dict[str, Tensor]
+Metric = Callable[[Tensor, Tensor], Tensor]  # (distributions [M, K], v) -> F v [M, K]
 
 
 def conjugate_gradient(
@@ -72,18 +73,20 @@ def line_search(
 
 
 def fisher_vector_product(
-    logprobs: Callable[[Parameters], Tensor], parameters: Parameters, vector: Parameters
+    distributions: Callable[[Parameters], Tensor], metric: Metric, parameters: Parameters, vector: Parameters
 ) -> Parameters:
     """F v, summed over rows: F = E_p[grad log p (grad log p)^T] over every action of every row.
 
-    Forward differentiation gives d log p along v, reverse differentiation brings it back: the
-    Gauss-Newton form of the KL's second derivative, equal to it where the two policies are the same.
+    Forward differentiation carries v to the distributions, their own Fisher matrix weighs it, reverse
+    differentiation brings it back: the Gauss-Newton form of the KL's second derivative, equal to it where
+    the two policies are the same.
 
     Args:
-        logprobs: parameters -> [M, V] whole distributions.
+        distributions: parameters -> [M, K] whole distributions.
+        metric: their Fisher matrix, as in `distributions.Family`.
         parameters: leaves that require a gradient, by name; `vector` has the same names and shapes.
     """
-    values, tangent = torch.func.jvp(logprobs, (parameters,), (vector,))  # type: ignore[misc]
-    weighted = (values.exp() * tangent).detach()
+    values, tangent = torch.func.jvp(distributions, (parameters,), (vector,))  # type: ignore[misc]
+    weighted = metric(values, tangent).detach()
     grads = torch.autograd.grad((weighted * values).sum(), list(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, grads, strict=True))

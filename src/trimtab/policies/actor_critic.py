@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.feedback.sequences import Sequences
+from trimtab.objectives.distributions import CATEGORICAL
 from trimtab.policies.base import ABSENT, Evaluation
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
@@ -89,6 +90,9 @@ class ActorCritic:
         temperature: of sampling, and so of every log-prob here.
     """
 
+    family = CATEGORICAL
+    is_flat = False
+
     def __init__(self, actor: LanguagePolicy, critic: Critic | None = None, temperature: float = 1.0) -> None:
         self.actor = actor
         self.critic = critic
@@ -136,16 +140,16 @@ class ActorCritic:
         mask = inputs.mask
         return Evaluation(logprobs, spread, states[:, :-1] * mask, states[:, 1:] * mask)
 
-    def logits(self, inputs: Sequences) -> Tensor:
+    def distributions(self, inputs: Sequences) -> Tensor:
         """The whole distribution of every response token as log-probs: [M, V]."""
         return self.actor.logits(inputs, self.temperature)
 
-    def logits_with(self, parameters: dict[str, Tensor], inputs: Sequences) -> Tensor:
-        """`logits` as if the parameters of these names had these values."""
+    def distributions_with(self, parameters: dict[str, Tensor], inputs: Sequences) -> Tensor:
+        """`distributions` as if the parameters of these names had these values."""
         named = {f"model.{name}": value for name, value in parameters.items()}
         # of torch's attention kernels this one can be differentiated forwards
         with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(_Logits(self), named, (inputs,))
+            return functional_call(_Distributions(self), named, (inputs,))
 
     def save(self, folder: Path) -> None:
         """Writes the policy; its critic into the folder `critic` within."""
@@ -154,13 +158,13 @@ class ActorCritic:
         self.actor.save(folder)
 
 
-class _Logits(nn.Module):
+class _Distributions(nn.Module):
     """The policy's distributions as a module's output, which is what torch calls with other parameters."""
 
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.model = policy.actor.model
-        self.logits = policy.logits
+        self.distributions = policy.distributions
 
     def forward(self, inputs: Sequences) -> Tensor:
-        return self.logits(inputs)
+        return self.distributions(inputs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.feedback.sequences import Sequences
+from trimtab.objectives.distributions import Family
 
 
 class Trainable(Protocol):
@@ -60,15 +61,20 @@ class Evaluation:
 class Actor(Trainable, Protocol):
     """A policy that learns from what it does. `inputs` are Sequences, or observations with actions.
 
-    `logits` gives the whole distributions of the M steps as log-probs [M, V], in the order of the mask's
-    rows; `logits_with` gives them for other values of some of the policy's `named_parameters`, and can be
-    differentiated forwards.
+    `distributions` gives the whole distributions of the M steps [M, K], in the order of the mask's rows;
+    `family` says what they mean; `distributions_with` gives them for other values of some of the policy's
+    `named_parameters`, and can be differentiated forwards. A critic without a learning rate of its own
+    learns at the policy's, and one norm bounds both gradients. `is_flat`: all parameters stand in one or two
+    vectors.
     """
+
+    family: Family
+    is_flat: bool
 
     def evaluate(self, inputs: Any, *, entropy: bool = False) -> Evaluation: ...
     def named_parameters(self) -> dict[str, nn.Parameter]: ...
     @property
-    def critic_learning_rate(self) -> float: ...
+    def critic_learning_rate(self) -> float | None: ...
     def critic_parameters(self) -> list[nn.Parameter]: ...
-    def logits(self, inputs: Any) -> Tensor: ...
-    def logits_with(self, parameters: dict[str, Tensor], inputs: Any) -> Tensor: ...
+    def distributions(self, inputs: Any) -> Tensor: ...
+    def distributions_with(self, parameters: dict[str, Tensor], inputs: Any) -> Tensor: ...

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import end_tokens
-from trimtab.objectives.divergences import categorical_entropy
+from trimtab.objectives.distributions import categorical_entropy
 from trimtab.objectives.logprobs import token_logprobs, token_logprobs_and_entropy
 from trimtab.policies.model import TransformersModel, keeping_trainable
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError, check_bounds, check_positive
-from trimtab.feedback.records import Prompt, Record, columns_of
+from trimtab.feedback.records import Record, columns_of
 from trimtab.feedback.sequences import Ids, Sequences
 from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, encode_prompt
 from trimtab.objectives.advantages import whiten
@@ -18,7 +18,7 @@ from trimtab.policies.base import ABSENT
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.generate import Sampling, decode, generate
 from trimtab.rollouts.rewards import WeightedSum
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.rollout import Collection, Rollout, Sample
 
 log = logging.getLogger("trimtab")
 
@@ -81,29 +81,10 @@ class CollectConfig:
         )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One answer as a person reads it, with the score of each reward."""
-
-    prompt: Prompt
-    response: str
-    score: float
-    parts: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Answers as steps to learn from, those kept from before first; and the new ones as texts to read.
-
-    `rollout.old_logprobs` of new answers are those recorded while sampling; `rollout.rewards` are zero.
-    """
-
-    rollout: Rollout
-    samples: list[Sample]
-
-
 class Collector:
     """Collects experience with a random stream of its own: (seed, refresh) says what is asked and drawn."""
+
+    unit = "tokens"
 
     def __init__(
         self,
@@ -166,6 +147,10 @@ class Collector:
     def with_rewards(self, rollout: Rollout, beta: float) -> Rollout:
         """See the function `with_rewards`."""
         return with_rewards(rollout, self.config, beta)
+
+    def describe(self, rollout: Rollout) -> dict[str, float]:
+        """See the function `describe`."""
+        return describe(rollout)
 
     def _kept(self, refresh: int) -> Rollout | None:
         """Whole groups of the collection before, as they were when they were written."""
@@ -237,6 +222,22 @@ def with_rewards(rollout: Rollout, config: CollectConfig, beta: float) -> Rollou
     if beta and rollout.ref_logprobs is not None:
         rewards = rewards - beta * (rollout.old_logprobs - rollout.ref_logprobs)
     return replace(rollout, rewards=rewards * rollout.mask, terminated=terminated)
+
+
+def describe(rollout: Rollout) -> dict[str, float]:
+    """What the new answers of a collection were like."""
+    fresh, mask = rollout.fresh, rollout.mask & rollout.fresh[:, None]
+    tokens = mask.sum(-1)[fresh].float()
+    metrics = {
+        "score": float(rollout.score[fresh].mean()),
+        "entropy": -float(rollout.old_logprobs[mask].mean()),  # a sample's surprise, on average
+        "length": float(tokens.mean()),
+        "tokens": float(tokens.sum()),
+    }
+    if rollout.ref_logprobs is not None:
+        log_ratios = (rollout.old_logprobs - rollout.ref_logprobs).masked_fill(~mask, 0.0)
+        metrics["kl"] = float(log_ratios.sum(-1)[fresh].mean())
+    return metrics
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """Experience: rows of steps that a policy took, and what came of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trimtab.feedback.records import Prompt
 from trimtab.objectives.advantages import gae, whiten
 from trimtab.policies.base import ABSENT
+
+STEP_COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")  # what losses read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Rollout:
     Attributes:
         inputs: what the policy reads to evaluate the steps again; Sequences for language.
         mask: where the policy chose.
-        old_logprobs: of the policy that chose, in nats.
+        old_logprobs: of the policy that chose, in nats; None until they are computed.
         rewards: of each step; the price of the KL to the reference is in them.
         terminated: a response or an episode came to its end here, and nothing follows.
         ended: terminated or cut off: the next step belongs to another episode, or to none.
@@ -30,6 +33,7 @@ class Rollout:
         group_size: rows with the same prompt stand together, so many at a time.
         longest: the most steps that a row can have.
         coefficients: what changes while training goes on, such as an adaptive `beta`.
+        dense: the mask is true everywhere.
     """
 
     inputs: Any
@@ -48,6 +52,16 @@ class Rollout:
     group_size: int = 1
     longest: int = 1
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    dense: bool = False
+
+    @property
+    def steps(self) -> int:
+        """In how many steps the policy chose."""
+        return self.mask.numel() if self.dense else int(self.mask.sum())
+
+    def chosen(self, values: Tensor) -> Tensor:
+        """[B, T] -> [steps]: where the policy chose."""
+        return values.flatten() if self.dense else values[self.mask]
 
     @property
     def size(self) -> int:
@@ -56,13 +70,44 @@ class Rollout:
 
     def select(self, rows: Tensor) -> "Rollout":
         """The rows of these numbers, cut to the longest of them. Groups are not kept together."""
-        steps = int(self.mask[rows].any(0).nonzero().max()) + 1
+        steps = 1 if self.dense else int(self.mask[rows].any(0).nonzero().max()) + 1
         tensors: dict[str, Any] = {
             f.name: value[rows] if value.dim() == 1 else value[rows, :steps]
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, inputs=self.inputs.select(rows), group_size=1, **tensors)
+
+    def flattened(self) -> "Rollout":
+        """Every step where the policy chose as a row of its own, T = 1, with what losses read."""
+        tensors: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[self.mask][:, None]
+            for name in STEP_COLUMNS
+        }
+        unread = dict.fromkeys(("rewards", "terminated", "ended", "score", "fresh", "next_values"), ABSENT)
+        mask = self.mask.new_ones(len(tensors["old_logprobs"]), 1)
+        inputs = self.inputs.flattened(self.mask)
+        return replace(self, inputs=inputs, mask=mask, dense=True, group_size=1, **tensors, **unread)
+
+    def parts(self, rows: Sequence[Tensor]) -> Iterator["Rollout"]:
+        """`select` of each; single steps are gathered once for all."""
+        if not self.dense:
+            yield from map(self.select, rows)
+            return
+        order, sizes = torch.cat(list(rows)), [len(part) for part in rows]
+        columns = {
+            name: value[order].split(sizes)
+            for name in ("mask", *STEP_COLUMNS)
+            if (value := getattr(self, name)) is not None
+        }
+        for number, inputs in enumerate(self.inputs.select(order).split(sizes)):
+            yield replace(self, inputs=inputs, **{name: parts[number] for name, parts in columns.items()})
+
+    def as_arrays(self) -> "Rollout":
+        """Single steps with numpy's arrays, on the same memory, in what losses read."""
+        names = ("mask", *STEP_COLUMNS)
+        arrays = {n: value.numpy() for n in names if (value := getattr(self, n)) is not None}
+        return replace(self, **arrays)
 
     @classmethod
     def join(cls, parts: Sequence["Rollout"]) -> "Rollout":
@@ -89,6 +134,28 @@ class Rollout:
         if whitened:
             advantages = whiten(advantages, self.mask)
         return replace(self, advantages=advantages, returns=returns)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer as a person reads it, with the score of each reward."""
+
+    prompt: Prompt
+    response: str
+    score: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Steps to learn from, and of a language model the new answers as texts to read.
+
+    Answers kept from before come first; the `rollout.old_logprobs` of new ones are those recorded while
+    sampling, and `rollout.rewards` are zero. An environment gives rewards, and no log-probs yet.
+    """
+
+    rollout: Rollout
+    samples: list[Sample]
 
 
 def _widened(values: Tensor, steps: int) -> Tensor:

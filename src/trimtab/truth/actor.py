@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from trimtab.feedback.sequences import Sequences
 from trimtab.methods import find
 from trimtab.methods.base import Metrics, OnlineMethod
-from trimtab.objectives.divergences import categorical_entropy
+from trimtab.objectives.distributions import CATEGORICAL, categorical_entropy
 from trimtab.policies.base import ABSENT, Evaluation
-from trimtab.rollouts.collect import CollectConfig, Collection, with_rewards
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.collect import CollectConfig, describe, with_rewards
+from trimtab.rollouts.rollout import Collection, Rollout
 from trimtab.truth.populations import COUNT
 from trimtab.truth.world import (
     END,
@@ -37,6 +37,8 @@ class TabularActor:
     """
 
     device = torch.device("cpu")
+    family = CATEGORICAL
+    is_flat = False
     critic_learning_rate = 0.1
 
     def __init__(self, world: World, critic: bool = True) -> None:
@@ -57,18 +59,18 @@ class TabularActor:
         """Log-probs, entropy if asked for, and values if there is a critic: each [S, R]."""
         logprobs, spread = self.policy.logprobs(inputs), ABSENT
         if entropy:
-            spread = inputs.unpack(categorical_entropy(self.logits(inputs)))
+            spread = inputs.unpack(categorical_entropy(self.distributions(inputs)))
         if not self.has_critic:
             return Evaluation(logprobs, spread)
         states = self.table[prompts(inputs)[:, None], prefix_codes(inputs)]
         return Evaluation(logprobs, spread, states[:, :-1] * inputs.mask, states[:, 1:] * inputs.mask)
 
-    def logits(self, inputs: Sequences) -> Tensor:
+    def distributions(self, inputs: Sequences) -> Tensor:
         """The whole distribution of every response token as log-probs: [M, V]."""
-        return self.logits_with({"logits": self.policy.logits}, inputs)
+        return self.distributions_with({"logits": self.policy.logits}, inputs)
 
-    def logits_with(self, parameters: dict[str, Tensor], inputs: Sequences) -> Tensor:
-        """`logits` as if the table had these values."""
+    def distributions_with(self, parameters: dict[str, Tensor], inputs: Sequences) -> Tensor:
+        """`distributions` as if the table had these values."""
         rows = parameters["logits"].log_softmax(-1)[prompts(inputs)[:, None], prefix_codes(inputs)[:, :-1]]
         return rows[inputs.mask]
 
@@ -80,6 +82,8 @@ class Drawn:
         policy: whose `logprobs` are read; it answers as it is at each refresh.
         rows: answers in a collection; a multiple of the prompts times the group's size.
     """
+
+    unit = "tokens"
 
     def __init__(self, world: World, policy: Any, rows: int, group: int = 1, seed: int = 0) -> None:
         self.world, self.policy, self.rows, self.group = world, policy, rows, group
@@ -96,6 +100,9 @@ class Drawn:
 
     def with_rewards(self, rollout: Rollout, beta: float) -> Rollout:
         return with_rewards(rollout, CollectConfig(), beta)
+
+    def describe(self, rollout: Rollout) -> dict[str, float]:
+        return describe(rollout)
 
 
 class Enumerated(Drawn):

@@ -42,8 +42,8 @@ def regularised_reward(world: World, actor: TabularActor) -> Tensor:
 def reward_and_kl_of_each_token(world: World, actor: TabularActor) -> Tensor:
     """(1 - 1 / G) E[r] - beta E[KL of each token's choice], no heed being paid to where the tokens lead."""
     chances = actor.policy.logprobs(EVERY).sum(-1).exp()
-    logprobs = actor.logits(EVERY)
-    log_ratio = logprobs - TabularActor(world).logits(EVERY).detach()
+    logprobs = actor.distributions(EVERY)
+    log_ratio = logprobs - TabularActor(world).distributions(EVERY).detach()
     of_tokens = (logprobs.exp() * log_ratio).sum(-1)
     passed = chances.detach().repeat_interleave(EVERY.response_lengths)
     reward = chances @ torch.tensor(world.reward.ravel())

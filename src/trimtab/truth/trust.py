@@ -12,7 +12,7 @@ from trimtab.methods.trpo import TRPO
 from trimtab.objectives.trust_region import fisher_vector_product
 from trimtab.online import OnlineConfig, train_online
 from trimtab.policies.actor_critic import ActorCritic
-from trimtab.rollouts.collect import Collection
+from trimtab.rollouts.rollout import Collection
 from trimtab.truth.actor import EVERY, Drawn, TabularActor, experience
 from trimtab.truth.gradients import Equality
 from trimtab.truth.llama import tiny_llama
@@ -127,8 +127,10 @@ def fisher_on_a_llama() -> Equality:
     parameters: dict[str, Tensor] = dict(policy.named_parameters())
     generator = torch.Generator().manual_seed(0)
     vector = {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()}
-    product = fisher_vector_product(lambda p: policy.logits_with(p, EVERY), parameters, vector)
-    logprobs = policy.logits_with(parameters, EVERY)
+    product = fisher_vector_product(
+        lambda p: policy.distributions_with(p, EVERY), policy.family.fisher, parameters, vector
+    )
+    logprobs = policy.distributions_with(parameters, EVERY)
     kl = (logprobs.detach().exp() * (logprobs.detach() - logprobs)).sum()
     leaves = list(parameters.values())
     slope = torch.autograd.grad(kl, leaves, create_graph=True)

@@ -1,0 +1,122 @@
+"""Training steps a second in environments: trimtab against Stable-Baselines3 and CleanRL, turn by turn.
+
+    python -m benchmarks.control [--cleanrl FOLDER] [--rounds 3]
+
+Every side trains with PPO and CleanRL's own default settings, one thread, the same networks. FOLDER holds
+CleanRL's ppo.py and ppo_continuous_action.py (github.com/vwxyzjn/cleanrl, folder cleanrl), which are run as
+they are; without it CleanRL is left out. Imports and the making of environments are not counted.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+DISCRETE = {
+    "envs": 4, "steps": 128, "epochs": 4, "minibatch_size": 128, "gamma": 0.99, "lam": 0.95,
+    "learning_rate": 2.5e-4, "schedule": "linear", "clip": 0.2, "value_clip": 0.2, "entropy_bonus": 0.01,
+    "value_weight": 0.5,
+}  # fmt: skip
+CONTINUOUS = {
+    "envs": 1, "steps": 2048, "epochs": 10, "minibatch_size": 64, "gamma": 0.99, "lam": 0.95,
+    "learning_rate": 3e-4, "schedule": "linear", "clip": 0.2, "value_clip": 0.2, "entropy_bonus": 0.0,
+    "value_weight": 0.5, "normalise_observations": True, "normalise_rewards": True,
+}  # fmt: skip
+TASKS = {
+    "CartPole-v1": ({**DISCRETE, "total_steps": 32_768}, "ppo.py"),
+    "Pendulum-v1": ({**CONTINUOUS, "total_steps": 16_384}, "ppo_continuous_action.py"),
+    "HalfCheetah-v5": ({**CONTINUOUS, "total_steps": 16_384}, "ppo_continuous_action.py"),
+}
+TARGETS = {"CartPole-v1": (5, 4), "Pendulum-v1": (5, 4), "HalfCheetah-v5": (3, 4)}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+# CleanRL pins Gymnasium 0.29: 1.x wants a wrapper's observation space named. TensorBoard is left out.
+SHIM = """
+import runpy, sys, types, gymnasium
+board = types.ModuleType("torch.utils.tensorboard")
+board.SummaryWriter = type("SummaryWriter", (), {"__init__": lambda *a, **k: None,
+    **{n: (lambda *a, **k: None) for n in ("add_scalar", "add_text", "close")}})
+sys.modules["torch.utils.tensorboard"] = board
+wrap = gymnasium.wrappers.TransformObservation
+gymnasium.wrappers.TransformObservation = lambda env, f: wrap(env, f, env.observation_space)
+import torch; torch.set_num_threads(1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def main() -> None:
+    """Runs every side in turn, and prints a table of medians with the range of the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cleanrl", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--side", choices=("trimtab", "sb3"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(one(options.side, options.tasks[0])))
+        return
+    sides = ["trimtab", "sb3", *(["cleanrl"] if options.cleanrl else [])]
+    print("| environment | trimtab | SB3 | ratio | CleanRL | ratio |\n|---|---|---|---|---|---|")
+    for task in options.tasks:
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.rounds):
+            for side in sides:
+                rates[side].append(rate(side, task, options.cleanrl))
+        print(row(task, rates), flush=True)
+
+
+def row(task: str, rates: dict[str, list[float]]) -> str:
+    """| CartPole-v1 | 25,000 | 4,000 | 6.2 (6.0 to 6.4) | ..."""
+    cells = [task, f"{statistics.median(rates['trimtab']):,.0f}"]
+    for side in ("sb3", "cleanrl"):
+        if side not in rates:
+            cells += ["–", "–"]
+            continue
+        ratios = sorted(a / b for a, b in zip(rates["trimtab"], rates[side], strict=True))
+        cells.append(f"{statistics.median(rates[side]):,.0f}")
+        cells.append(f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def rate(side: str, task: str, cleanrl: Path | None) -> float:
+    """Steps a second of one side, in a process of its own."""
+    if side == "cleanrl":
+        assert cleanrl is not None
+        settings, script = TASKS[task]
+        words = ["-c", SHIM, str(cleanrl / script), "--env-id", task, "--no-cuda"]
+        words += ["--total-timesteps", str(settings["total_steps"])]
+        return float(re.findall(r"SPS: (\d+)", output(words))[-1])
+    words = ["-m", "benchmarks.control", "--side", side, "--tasks", task]
+    return float(json.loads(output(words).splitlines()[-1]))
+
+
+def output(words: list[str]) -> str:
+    done = subprocess.run(
+        [sys.executable, *words], env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout
+
+
+def one(side: str, task: str) -> float:
+    """Steps a second of this process."""
+    import torch
+    from benchmarks.control_peers import train_sb3, train_trimtab
+
+    from trimtab.allocator import keep_freed_memory
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    train = train_trimtab if side == "trimtab" else train_sb3
+    trained = train("ppo", {**TASKS[task][0], "env": task}, 0)
+    return trained.steps / trained.seconds
+
+
+if __name__ == "__main__":
+    main()

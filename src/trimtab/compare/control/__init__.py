@@ -1,0 +1,1 @@
+"""Comparisons of reinforcement learning methods in environments: methods x environments x seeds."""

@@ -1,0 +1,188 @@
+"""One job of reinforcement learning in an environment, from its options to the folder that it leaves."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trimtab.checkpoint import added_files, atomic_text
+from trimtab.errors import UserError, check_positive
+from trimtab.methods.base import OnlineMethod
+from trimtab.online import OnlineConfig, Refresh, Source, train_online
+from trimtab.policies.control import ControlPolicy, NetworkConfig
+from trimtab.rollouts.environment import Environment, EnvironmentConfig
+from trimtab.rollouts.spaces import Spaces, make_environment
+from trimtab.runs import Progress, flat_options, refuse_existing
+from trimtab.writing import Curves, LogTo, library
+
+LANGUAGE_ONLY = ("beta", "kl_target", "parameters")  # of methods: there is no reference here, nor a name
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How long is trained in an environment, and how fast."""
+
+    total_steps: int = 100_000
+    """Steps in all copies together; the last collection is finished."""
+    epochs: int | None = None
+    """Passes over each collection: k; the method's own number if not given."""
+    minibatch_size: int | None = None
+    """Steps for one optimiser step; the whole collection if not given."""
+    learning_rate: float = 3e-4
+    """Of Adam, for actor and critic."""
+    critic_learning_rate: float | None = None
+    """Of the critic; as the actor's if not given."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """How the learning rate falls, to zero."""
+    max_grad_norm: float = 0.5
+    """Gradients of actor and critic together are scaled down to this norm; 0 leaves them."""
+    adam_eps: float = 1e-5
+    """Added to the square root that Adam divides by."""
+    seed: int = 0
+    """Of the networks, the environment, and every other random choice."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "total_steps", "epochs", "minibatch_size", "learning_rate")
+        check_positive(self, "critic_learning_rate", "adam_eps")
+
+    def run(self, environment: EnvironmentConfig) -> "StepBudget":
+        """The same for the training loop."""
+        return StepBudget(
+            refreshes=math.ceil(self.total_steps / (environment.envs * environment.steps)),
+            total_steps=self.total_steps,
+            epochs=self.epochs,
+            minibatch_size=self.minibatch_size,
+            learning_rate=self.learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
+            schedule=self.schedule,
+            warmup=0.0,
+            max_grad_norm=self.max_grad_norm,
+            adam_eps=self.adam_eps,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class StepBudget(OnlineConfig):
+    """Training that ends with a number of steps."""
+
+    total_steps: int = 1
+
+    def share(self, refresh: int, source: Source) -> float:
+        assert isinstance(source, Environment)
+        return source.total_steps / self.total_steps
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """What is written while training goes on."""
+
+    log_to: LogTo = "none"
+    """Where the metrics go besides metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class ControlJob:
+    """One method in one environment."""
+
+    method: OnlineMethod
+    environment: EnvironmentConfig
+    network: NetworkConfig
+    run: ControlConfig
+    report: ControlReport
+    out: Path
+
+
+def check(method: OnlineMethod | type[OnlineMethod]) -> None:
+    """Raises UserError for a method that an environment cannot serve."""
+    if method.fewest_samples > 1:
+        raise UserError(
+            f"{method.name} compares answers to the same prompt, which an environment has not; "
+            "take ppo, or reinforce, which needs no critic either"
+        )
+
+
+def build(job: ControlJob) -> tuple[ControlPolicy, Environment]:
+    """The policy and its environments. Raises UserError if the environment cannot be had."""
+    config, method = job.environment, job.method
+    spaces = Spaces.of(make_environment(config.env), config.env)
+    policy = ControlPolicy(
+        spaces.size,
+        spaces.head(job.network.log_std),
+        job.network,
+        has_critic=method.needs_critic,
+        seed=job.run.seed,
+    )
+    gamma: float = getattr(method, "gamma", 1.0)
+    source = Environment(
+        policy, config, gamma=gamma, whole_episodes=not method.needs_critic, seed=job.run.seed
+    )
+    return policy, source
+
+
+def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
+    """Trains; writes the policy, and while it trains the learning curve, into `job.out`.
+
+    Returns the last refresh's metrics. Raises UserError before training if an option or the environment is
+    wrong, or `out` already holds something.
+    """
+    refuse_existing(job.out)
+    check(job.method)
+    library(job.report.log_to)
+    policy, source = build(job)
+    job.out.mkdir(parents=True, exist_ok=True)
+    options = control_options(job)
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
+    refresh: Refresh | None = None
+    try:
+        with Curves(job.out, job.report.log_to, options) as curves:
+            for refresh in train_online(job.method, policy, source, job.run.run(job.environment)):
+                curves.write(refresh.metrics)
+                done = min(int(refresh.metrics["total_steps"]), job.run.total_steps)
+                progress(f"training {job.method.name}", done, job.run.total_steps, live(refresh.metrics))
+    finally:
+        source.close()
+        if refresh is None:  # nothing was learned: the same command shall work once the cause is mended
+            shutil.rmtree(job.out)
+    assert refresh is not None
+    with added_files(job.out) as folder:
+        policy.save(folder)
+    state = {
+        "refresh": int(refresh.metrics["refresh"]),
+        "total_steps": source.total_steps,
+        "coefficients": refresh.coefficients,
+        "reward_variance": source.reward_moments.variance.tolist(),
+        "reward_count": source.reward_moments.count,
+    }
+    atomic_text(job.out / "state.json", json.dumps(state, indent=1))
+    return refresh.metrics
+
+
+def control_options(job: ControlJob) -> dict[str, Any]:
+    """Every option under its own name, as the command line takes it."""
+    options = {"method": job.method.name, **flat_options(job)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if name not in LANGUAGE_ONLY
+    }
+
+
+def live(metrics: dict[str, float]) -> str:
+    """A refresh's metrics in one line for a person to read."""
+    shown = (
+        ("return", "return {:.4g}"),
+        ("episode_length", "length {:.0f}"),
+        ("entropy", "entropy {:.3g}"),
+        ("old_kl", "step {:.2g} nats"),
+        ("clip_fraction", "clipped {:.1%}"),
+        ("explained_variance", "explained {:.2f}"),
+        ("steps_per_second", "{:,.0f} steps/s"),
+    )
+    known = [(metrics[name], text) for name, text in shown if name in metrics]
+    return "  ".join(text.format(value) for value, text in known if not math.isnan(value))

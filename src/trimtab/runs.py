@@ -1,0 +1,30 @@
+"""What every job shares: who is told how far it got, its options side by side, its folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+from trimtab.errors import UserError
+
+
+class Progress(Protocol):
+    """Is told how far something got. A milestone is worth a line of its own, however soon it comes."""
+
+    def __call__(
+        self, what: str, done: int, total: int, note: str = "", *, milestone: bool = False
+    ) -> None: ...
+
+
+def flat_options(job: Any) -> dict[str, Any]:
+    """The fields of all dataclasses in a job, side by side, each under its own name."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(job):
+        value = getattr(job, field.name)
+        options |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {field.name: str(value)}  # type: ignore[arg-type]
+    return options
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if there is something at `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another --out, or delete it")
