@@ -67,12 +67,11 @@ class _State:
         self.values -= room
 
 
-@torch.no_grad()
 def clip_flat_gradients(parameters: Sequence[Tensor], most: float) -> float:
     """Scales the gradients down to this norm, all together; returns the norm before."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(float(torch.dot(g, g)) for g in gradients))
+    gradients = [p.grad.numpy() for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
     if norm > most:
         for gradient in gradients:
-            gradient.mul_(most / (norm + 1e-6))
+            gradient *= most / (norm + 1e-6)
     return norm

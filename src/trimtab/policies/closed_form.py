@@ -48,10 +48,10 @@ class ClosedForm:
             passes = _Passes(self, batch.inputs)
             losses, metrics = method.loss(passes, batch.as_arrays())
             passes.backward(losses.slopes, 1 / units)
-            loss += losses.value.sum() / units
+            loss += float(np.add.reduce(losses.value)) / units
             for name, metric in metrics.items():
                 found.setdefault(name, []).append(metric.value)
-        return {"loss": loss, **{name: _joined(parts).mean() for name, parts in found.items()}}
+        return {"loss": loss, **{name: _mean(_joined(parts)) for name, parts in found.items()}}
 
 
 class _Passes:
@@ -107,3 +107,8 @@ def _add(vector: Tensor, gradient: Array) -> None:
 
 def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate([part.ravel() for part in parts])
+
+
+def _mean(values: Array) -> float:
+    """What `mean` gives, which takes three times as long on a hundred numbers."""
+    return float(np.add.reduce(values, None)) / values.size

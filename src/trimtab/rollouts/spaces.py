@@ -68,10 +68,10 @@ class Spaces:
         return GaussianHead(int(np.prod(self.shape)), log_std)
 
     def vectors(self, observations: NDArray[Any]) -> NDArray[Any]:
-        """[E, ...] -> [E, size]."""
+        """[E, ...] -> [E, size], a copy."""
         if self.one_hot:
             return np.eye(self.size, dtype=np.float32)[observations - self.first_seen]
-        return observations.reshape(len(observations), -1)
+        return observations.reshape(len(observations), -1).copy()
 
     def actions(self, actions: NDArray[Any]) -> NDArray[Any]:
         """What the policy drew, [E] or [E, A], as the environment takes it: continuous actions clipped."""
@@ -101,7 +101,9 @@ def make_environments(name: str, count: int) -> Any:
 
     _quiet_mujoco(name)
     try:
-        return gymnasium.make_vec(name, num_envs=count)
+        if name in gymnasium.registry and gymnasium.spec(name).vector_entry_point is not None:
+            return gymnasium.make_vec(name, num_envs=count)
+        return gymnasium.make_vec(name, count, "sync", vector_kwargs={"copy": False})
     except gymnasium.error.Error as error:
         raise UserError(_said(name, error)) from error
     except ImportError as error:
