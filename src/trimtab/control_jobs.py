@@ -39,7 +39,8 @@ class ControlConfig:
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """How the learning rate falls, to zero."""
     max_grad_norm: float = 0.5
-    """Gradients of actor and critic together are scaled down to this norm; 0 leaves them."""
+    """Gradients are scaled down to this norm; 0 leaves them. Actor and critic together, or each by itself if
+    the critic has a learning rate of its own."""
     adam_eps: float = 1e-5
     """Added to the square root that Adam divides by."""
     seed: int = 0
@@ -74,7 +75,7 @@ class StepBudget(OnlineConfig):
 
     def share(self, refresh: int, source: Source) -> float:
         assert isinstance(source, Environment)
-        return source.total_steps / self.total_steps
+        return min(1.0, source.total_steps / self.total_steps)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from trimtab.objectives.policy_gradient import old_kl
 from trimtab.optimisers import FlatAdam, clip_flat_gradients
 from trimtab.policies.base import Evaluation
 from trimtab.rollouts.rollout import Collection, Rollout, Sample
-from trimtab.train import OptimiserConfig, backward, check_finite, peak_learning_rate, schedule_factor
+from trimtab.train import FP32, OptimiserConfig, backward, check_finite, peak_learning_rate, schedule_factor
 
 Parts = list[Tensor]  # a minibatch: the row numbers of each of its micro-batches
 Reference = Callable[[Any], Tensor]  # inputs -> the reference's log-probs [B, T]
@@ -200,7 +200,7 @@ class Learner:
         groups = self.optimiser.param_groups
         norms = [self.clip(group["params"], most) for group in groups]
         metrics["grad_norm"] = float(norms[0])
-        check_finite(f"step {step + 1}", metrics)
+        check_finite(f"step {step + 1}", metrics, "" if self.policy.is_flat else FP32)
         metrics["learning_rate"] = groups[0]["lr"]
         if not self._too_far(metrics):
             self.optimiser.step()

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 BETAS = (0.9, 0.999)
@@ -73,5 +72,5 @@ def clip_flat_gradients(parameters: Sequence[Tensor], most: float) -> float:
     norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
     if norm > most:
         for gradient in gradients:
-            gradient *= most / (norm + 1e-6)
+            np.multiply(gradient, most / (norm + 1e-6), out=gradient)
     return norm

@@ -28,11 +28,11 @@ def play(
         seed: says where episodes begin and what is drawn. Deterministic and drawn actions are tried from
             other states, and both from others than any training saw.
         deterministic: take the most likely action rather than draw one.
-        video: a folder for films of the episodes, one mp4 each.
+        video: a folder for films of the episodes, one mp4 each, in a folder within for each kind of actions.
     """
     environment = make_environment(env, render=video is not None)
     if video is not None:
-        environment = _filmed(environment, video, "best" if deterministic else "drawn")
+        environment = _filmed(environment, video / ("most-likely" if deterministic else "drawn"))
     seeds = np.random.SeedSequence((seed, 1 + deterministic)).generate_state(episodes + 1)
     rng = None if deterministic else np.random.default_rng(int(seeds[-1]))
     try:
@@ -87,7 +87,7 @@ def load_run(run: Path) -> tuple[ControlPolicy, Spaces, str]:
     return policy, spaces, env
 
 
-def _filmed(environment: Any, folder: Path, name: str) -> Any:
+def _filmed(environment: Any, folder: Path) -> Any:
     """The environment, each of whose episodes becomes a film. Raises UserError if it cannot be drawn."""
     from gymnasium.error import DependencyNotInstalled
     from gymnasium.wrappers import RecordVideo
@@ -95,7 +95,7 @@ def _filmed(environment: Any, folder: Path, name: str) -> Any:
     try:
         environment.reset(seed=0)
         environment.render()
-        return RecordVideo(environment, str(folder), episode_trigger=lambda _: True, name_prefix=name)
+        return RecordVideo(environment, str(folder), episode_trigger=lambda _: True)
     except DependencyNotInstalled as error:
         raise UserError(f"--video: {' '.join(str(error).split())}; pip install 'trimtab[video]'") from error
     except Exception as error:  # drivers fail in ways of their own, and the evaluation works without them

@@ -22,6 +22,8 @@ from trimtab.policies.base import Trainable
 
 log = logging.getLogger("trimtab")
 
+FP32 = ", or --precision fp32"
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -116,7 +118,7 @@ def train(method: Method[Any], policy: Trainable, table: Table, run: RunConfig) 
         metrics = {name: float(value) for name, value in backward(method, policy, batches).items()}
         norm = torch.nn.utils.clip_grad_norm_(parameters, run.max_grad_norm or math.inf)
         metrics["grad_norm"] = float(norm)
-        check_finite(f"step {step}", metrics)
+        check_finite(f"step {step}", metrics, FP32)
         metrics["learning_rate"] = optimiser.param_groups[0]["lr"]
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -140,7 +142,7 @@ def backward(method: Method[Any], policy: Trainable, batches: list[Any]) -> dict
     if closed is not None and type(method) not in closed.beyond:
         try:
             return closed.backward(method, batches)
-        except NotImplementedError as error:
+        except (NotImplementedError, TypeError) as error:  # an operator without a rule is a TypeError
             log.info("%s: gradients come from torch, which is slower: %s", type(method).__name__, error)
             closed.beyond.add(type(method))
     units = sum(method.units(batch) for batch in batches)
@@ -161,12 +163,11 @@ def _mean(parts: list[Tensor]) -> Tensor | None:
     return whole.float().mean() if whole.numel() else None
 
 
-def check_finite(step: str, metrics: Mapping[str, Tensor | float]) -> None:
-    """Raises UserError if the loss or the gradient is not a finite number."""
+def check_finite(step: str, metrics: Mapping[str, Tensor | float], advice: str = "") -> None:
+    """Raises UserError if the loss or the gradient is not a finite number; `advice` ends its sentence."""
     if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
         raise UserError(
-            f"{step}: the loss or its gradient is not a finite number; "
-            "try a smaller --learning-rate, or --precision fp32"
+            f"{step}: the loss or its gradient is not a finite number; try a smaller --learning-rate{advice}"
         )
 
 

@@ -1,12 +1,9 @@
 """What the documentation says must be so: links, commands, files, rows, parameters, tables."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 import tyro
 import yaml
+from tests.docs.pages import DOCS, ROOT, anchors, blocks, each_language, every_page, read, rows, without_code
 
 from trimtab.cli.main import main
 from trimtab.cli.methods import markdown
@@ -26,6 +24,7 @@ from trimtab.compare.config import (
     RewardModelStage,
     SFTStage,
 )
+from trimtab.compare.control.config import ControlCompareConfig
 from trimtab.config import build
 from trimtab.feedback.conversions import ViewOptions
 from trimtab.feedback.records import KINDS, Record
@@ -33,43 +32,14 @@ from trimtab.feedback.shapes import SHAPES, recognise
 from trimtab.feedback.views import VIEWS, convert
 from trimtab.methods import METHODS
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-LANGUAGES = {"en": DOCS, "zh": DOCS / "zh"}
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted(DOCS.rglob("*.md"))]
 OURS = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("trimtab.methods.")}
-
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-each_language = pytest.mark.parametrize("docs", LANGUAGES.values(), ids=LANGUAGES)
+IN_ENVIRONMENTS = "envs"  # the key that makes a comparison one in environments
 each_method = pytest.mark.parametrize("name", OURS)
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced code blocks of a page in these languages."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
-    return [text for language, text in found if language in languages]
-
-
-def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
-
-
-def rows(page: Path) -> Iterator[list[str]]:
-    """The cells of every line of every table."""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("|"):
-            yield [cell.strip() for cell in line.strip("|").split(" | ")]
-
-
-def anchors(page: Path) -> set[str]:
-    """The names that GitHub gives a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 @every_page
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8")))
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(read(page)))
     for link in links:
         if link.startswith(("http://", "https://")):
             continue
@@ -82,20 +52,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 class ParsedError(Exception):
     """The options of a command were read; the command itself must not run."""
-
-
-@pytest.fixture
-def hinge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The method that docs/adding-a-method.md writes, registered for one test."""
-    path = tmp_path / "hinge_of_the_docs.py"
-    path.write_text(blocks(DOCS / "adding-a-method.md", "python")[0], encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    spec.loader.exec_module(module)
-    yield METHODS["hinge"]
-    del METHODS["hinge"]
 
 
 @pytest.fixture
@@ -145,7 +101,7 @@ def test_a_wrong_command_is_found() -> None:
 
 @every_page
 def test_make_targets_exist(page: Path) -> None:
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    targets = re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.M)
     for command in commands(page):
         if command.startswith("make "):
             assert command.split()[1] in targets
@@ -155,7 +111,8 @@ def test_make_targets_exist(page: Path) -> None:
 @pytest.mark.usefixtures("hinge")
 def test_comparisons_build(page: Path) -> None:
     for text in blocks(page, "yaml"):
-        config = build(CompareConfig, yaml.safe_load(text), page.name)
+        keys = yaml.safe_load(text)
+        config = build(ControlCompareConfig if IN_ENVIRONMENTS in keys else CompareConfig, keys, page.name)
         assert config.methods
 
 
@@ -223,14 +180,14 @@ def test_options_of_views(docs: Path) -> None:
 @each_language
 @each_method
 def test_a_method_page_names_its_code(docs: Path, name: str) -> None:
-    text = (docs / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    text = read(docs / "methods" / f"{name}.md")
     assert text.startswith(f"# {name}")
     source = f"src/{OURS[name].__module__.replace('.', '/')}.py"
     assert source in text and (ROOT / source).exists()
     objectives = re.findall(r"\[(src/trimtab/objectives/\w+\.py)\]", text)
     assert objectives
     for path in objectives:
-        functions = re.findall(r"^def (\w+)", (ROOT / path).read_text(encoding="utf-8"), re.M)
+        functions = re.findall(r"^def (\w+)", read(ROOT / path), re.M)
         assert any(f"`{function}`" in text for function in functions), path
 
 
@@ -261,7 +218,7 @@ def test_no_page_is_left_over(docs: Path) -> None:
 
 
 def test_the_readme_has_the_table_of_methods() -> None:
-    assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert markdown() in read(ROOT / "README.md")
 
 
 def test_the_chinese_readme_has_every_method() -> None:
@@ -272,20 +229,11 @@ def test_the_chinese_readme_has_every_method() -> None:
 def test_both_languages_have_the_same_pages() -> None:
     english = {p.relative_to(DOCS) for p in DOCS.rglob("*.md") if not p.is_relative_to(DOCS / "zh")}
     chinese = {p.relative_to(DOCS / "zh") for p in (DOCS / "zh").rglob("*.md")}
-    assert {path.as_posix() for path in english - chinese} <= {"design.md", "truth.md", "benchmarks.md"}
+    assert {path.as_posix() for path in english - chinese} <= {"design.md", "truth.md"}
     assert chinese <= english
 
 
 @each_language
-def test_both_languages_show_the_same_code(docs: Path) -> None:
-    english, page = DOCS / "adding-a-method.md", docs / "adding-a-method.md"
-    assert blocks(page, "python") == blocks(english, "python")
-
-
-def test_the_method_of_the_docs_passes_its_own_test(hinge: Any) -> None:
-    tests: dict[str, Any] = {}
-    exec(blocks(DOCS / "adding-a-method.md", "python")[1], tests)
-    names = [name for name in tests if name.startswith("test_")]
-    assert len(names) == 2
-    for name in names:
-        tests[name]()
+@pytest.mark.parametrize("name", ["adding-a-method.md", "control.md"])
+def test_both_languages_show_the_same_code(docs: Path, name: str) -> None:
+    assert blocks(docs / name, "python") == blocks(DOCS / name, "python") != []

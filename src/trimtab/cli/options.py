@@ -105,7 +105,7 @@ def _from_file(file: Path, known: dict[str, _Option], method: str | None) -> Ite
                 raise UserError(f"{file}: holds the options of {value!r}, not of {method!r}")
         elif key not in known or known[key].positional:
             raise UserError(f"{file}: unknown key {key!r}; {nearest(str(key), known)}")
-        elif value is not None:
+        else:
             yield from _words(str(key), typed(known[key].hint, value, f"{file}: {key}"))
 
 

@@ -11,6 +11,7 @@ from trimtab.cli.train import description_of, job_from, options_of
 from trimtab.control_jobs import LANGUAGE_ONLY, ControlJob, check, live, run_control_job
 from trimtab.errors import UserError
 from trimtab.methods import METHODS, Method
+from trimtab.methods.base import OnlineMethod
 from trimtab.presets import preset
 from trimtab.terminal import console, reporting
 
@@ -18,7 +19,8 @@ from trimtab.terminal import console, reporting
 def run_control(method: type[Method[Any]], env: str, words: list[str]) -> int:
     """Trains one control policy."""
     if not method.online:
-        names = ", ".join(name for name, other in METHODS.items() if other.online)
+        able = [m for m in METHODS.values() if issubclass(m, OnlineMethod) and m.fewest_samples == 1]
+        names = ", ".join(other.name for other in able)
         raise UserError(f"{method.name} learns from recorded feedback, not in an environment; take {names}")
     online: Any = method
     check(online)

@@ -33,7 +33,7 @@ class PPO(CriticMethod):
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
     old_kl_stop: float | None = None
-    """End a collection's epochs where the KL from the old policy exceeds this, in nats a token."""
+    """End a collection's epochs where the KL from the old policy exceeds this, in nats a step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

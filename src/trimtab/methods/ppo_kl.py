@@ -27,9 +27,9 @@ class PPOWithKL(CriticMethod):
     when = "To compare with PPO's clipping, which is simpler and mostly as good."
 
     kl_penalty: float = 1.0
-    """Price of a nat a token away from the old policy; where it starts, if it adapts."""
+    """Price of a nat a step away from the old policy; where it starts, if it adapts."""
     old_kl_target: float | None = 0.01
-    """Halve or double kl_penalty to keep the KL near this, in nats a token; none keeps it fixed."""
+    """Halve or double kl_penalty to keep the KL near this, in nats a step; none keeps it fixed."""
     value_weight: float = 0.1
     """Of the critic's loss."""
     entropy_bonus: float = 0.0

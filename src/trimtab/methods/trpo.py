@@ -29,7 +29,7 @@ class TRPO(CriticMethod):
     when = "Steps of a known size, without a learning rate for the policy; adapters or small models."
 
     max_kl: float = 0.01
-    """Bound of KL(old || new), the mean over tokens in nats."""
+    """Bound of KL(old || new), the mean over steps in nats."""
     cg_iterations: int = 10
     """Conjugate-gradient iterations for the direction."""
     fisher_every: int = 1
