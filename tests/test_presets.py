@@ -70,14 +70,14 @@ def test_minibatches_are_no_larger_than_the_collection_and_the_budget_no_smaller
 def test_what_the_command_line_says_wins(jobs: list[ControlJob]) -> None:
     assert options_of(jobs, "ppo", "CartPole-v1")["gamma"] == 0.98
     options = options_of(jobs, "ppo", "CartPole-v1", "--gamma", "0.5", "--hidden", "7", "9")
-    assert (options["gamma"], options["lam"], options["hidden"]) == (0.5, 0.8, (7, 9))
+    assert (options["gamma"], options["lam"], options["hidden"]) == (0.5, 0.9, (7, 9))
 
 
 def test_a_file_of_options_wins_over_the_preset(jobs: list[ControlJob], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("gamma: 0.5\nenvs: 3\n")
     words = ("--config", str(tmp_path / "mine.yaml"), "--envs", "5")
     options = options_of(jobs, "ppo", "CartPole-v1", *words)
-    assert (options["gamma"], options["lam"], options["envs"]) == (0.5, 0.8, 5)
+    assert (options["gamma"], options["lam"], options["envs"]) == (0.5, 0.9, 5)
 
 
 @pytest.mark.parametrize("env", environments())

@@ -52,7 +52,7 @@ def test_the_preset_gives_way_to_the_settings_and_these_to_the_method() -> None:
         config(methods={"ppo": {"learning_rate": 0.02, "clip": 0.3}}, settings=settings, seeds=[7])
     )
     found = options(run, settings)
-    expected = {"envs": 8, "steps": 64, "gamma": 0.9, "lam": 0.8, "learning_rate": 0.02, "clip": 0.3}
+    expected = {"envs": 8, "steps": 64, "gamma": 0.9, "lam": 0.9, "learning_rate": 0.02, "clip": 0.3}
     assert {name: found[name] for name in expected} == expected
     assert (found["env"], found["seed"], found["beta"]) == ("CartPole-v1", 7, 0.0)
 
