@@ -2,7 +2,8 @@
 
     python -m benchmarks.control [--cleanrl FOLDER] [--rounds 3]
 
-Every side trains with PPO and CleanRL's own default settings, one thread, the same networks. FOLDER holds
+Every side trains with PPO, the same settings and networks, and one thread: with the defaults of CleanRL, on
+CartPole with those of Stable-Baselines3 too. FOLDER holds
 CleanRL's ppo.py and ppo_continuous_action.py (github.com/vwxyzjn/cleanrl, folder cleanrl), which are run as
 they are; without it CleanRL is left out. Imports and the making of environments are not counted.
 """
@@ -15,23 +16,40 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+SB3_DEFAULTS = {
+    "envs": 1, "steps": 2048, "epochs": 10, "minibatch_size": 64, "gamma": 0.99, "lam": 0.95,
+    "learning_rate": 3e-4, "clip": 0.2, "entropy_bonus": 0.0, "value_weight": 1.0,
+}  # fmt: skip
 DISCRETE = {
     "envs": 4, "steps": 128, "epochs": 4, "minibatch_size": 128, "gamma": 0.99, "lam": 0.95,
     "learning_rate": 2.5e-4, "schedule": "linear", "clip": 0.2, "value_clip": 0.2, "entropy_bonus": 0.01,
     "value_weight": 0.5,
 }  # fmt: skip
 CONTINUOUS = {
-    "envs": 1, "steps": 2048, "epochs": 10, "minibatch_size": 64, "gamma": 0.99, "lam": 0.95,
-    "learning_rate": 3e-4, "schedule": "linear", "clip": 0.2, "value_clip": 0.2, "entropy_bonus": 0.0,
-    "value_weight": 0.5, "normalise_observations": True, "normalise_rewards": True,
+    **SB3_DEFAULTS, "schedule": "linear", "value_clip": 0.2, "value_weight": 0.5,
+    "normalise_observations": True, "normalise_rewards": True,
 }  # fmt: skip
-TASKS = {
-    "CartPole-v1": ({**DISCRETE, "total_steps": 32_768}, "ppo.py"),
-    "Pendulum-v1": ({**CONTINUOUS, "total_steps": 16_384}, "ppo_continuous_action.py"),
-    "HalfCheetah-v5": ({**CONTINUOUS, "total_steps": 16_384}, "ppo_continuous_action.py"),
+AS_SB3 = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4"
+TASKS: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> environment, settings, CleanRL's words
+    "CartPole-v1, SB3's defaults": (
+        "CartPole-v1",
+        {**SB3_DEFAULTS, "total_steps": 16_384},
+        f"ppo.py {AS_SB3} --no-anneal-lr --no-clip-vloss --ent-coef 0",
+    ),
+    "CartPole-v1, CleanRL's defaults": ("CartPole-v1", {**DISCRETE, "total_steps": 32_768}, "ppo.py"),
+    "Pendulum-v1, CleanRL's defaults": (
+        "Pendulum-v1",
+        {**CONTINUOUS, "total_steps": 16_384},
+        "ppo_continuous_action.py",
+    ),
+    "HalfCheetah-v5, CleanRL's defaults": (
+        "HalfCheetah-v5",
+        {**CONTINUOUS, "total_steps": 16_384},
+        "ppo_continuous_action.py",
+    ),
 }
-TARGETS = {"CartPole-v1": (5, 4), "Pendulum-v1": (5, 4), "HalfCheetah-v5": (3, 4)}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 # CleanRL pins Gymnasium 0.29: 1.x wants a wrapper's observation space named. TensorBoard is left out.
@@ -87,8 +105,9 @@ def rate(side: str, task: str, cleanrl: Path | None) -> float:
     """Steps a second of one side, in a process of its own."""
     if side == "cleanrl":
         assert cleanrl is not None
-        settings, script = TASKS[task]
-        words = ["-c", SHIM, str(cleanrl / script), "--env-id", task, "--no-cuda"]
+        env, settings, given = TASKS[task]
+        script, *more = given.split()
+        words = ["-c", SHIM, str(cleanrl / script), "--env-id", env, "--no-cuda", *more]
         words += ["--total-timesteps", str(settings["total_steps"])]
         return float(re.findall(r"SPS: (\d+)", output(words))[-1])
     words = ["-m", "benchmarks.control", "--side", side, "--tasks", task]
@@ -114,7 +133,8 @@ def one(side: str, task: str) -> float:
     torch.set_num_threads(1)
     keep_freed_memory()
     train = train_trimtab if side == "trimtab" else train_sb3
-    trained = train("ppo", {**TASKS[task][0], "env": task}, 0)
+    env, settings, _ = TASKS[task]
+    trained = train("ppo", {**settings, "env": env}, 0)
     return trained.steps / trained.seconds
 
 

@@ -125,15 +125,17 @@ def _sb3_model(job: ControlJob, env: Any) -> Any:
     }
     epochs, minibatch = job.run.epochs or method.epochs, job.run.minibatch_size
     if method.name == "trpo":
+        # there the KL of a Gaussian is the mean over the action's dimensions, here it is the KL: their sum
+        dimensions = int(np.prod(env.action_space.shape)) or 1
         return TRPO(
             "MlpPolicy",
             env,
             learning_rate=_falling(job.run.critic_learning_rate, job.run.schedule),
             batch_size=minibatch,
             n_critic_updates=epochs,
-            cg_damping=method.damping,
+            cg_damping=method.damping / dimensions,
             cg_max_steps=method.cg_iterations,
-            target_kl=method.max_kl,
+            target_kl=method.max_kl / dimensions,
             line_search_max_iter=method.halvings,
             normalize_advantage=method.whiten,
             **common,

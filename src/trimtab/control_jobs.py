@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from trimtab.checkpoint import added_files, atomic_text
-from trimtab.errors import UserError, check_positive
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.methods.base import OnlineMethod
 from trimtab.online import OnlineConfig, Refresh, Source, train_online
 from trimtab.policies.control import ControlPolicy, NetworkConfig
@@ -49,6 +50,7 @@ class ControlConfig:
     def __post_init__(self) -> None:
         check_positive(self, "total_steps", "epochs", "minibatch_size", "learning_rate")
         check_positive(self, "critic_learning_rate", "adam_eps")
+        check_bounds(self, max_grad_norm=(0, math.inf), seed=(0, 2**31))
 
     def run(self, environment: EnvironmentConfig) -> "StepBudget":
         """The same for the training loop."""
@@ -141,7 +143,8 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
     refresh: Refresh | None = None
     try:
-        with Curves(job.out, job.report.log_to, options) as curves:
+        # what overflows is refused by the loop, in a sentence
+        with np.errstate(all="ignore"), Curves(job.out, job.report.log_to, options) as curves:
             for refresh in train_online(job.method, policy, source, job.run.run(job.environment)):
                 curves.write(refresh.metrics)
                 done = min(int(refresh.metrics["total_steps"]), job.run.total_steps)

@@ -25,28 +25,28 @@ class FlatAdam:
         self.param_groups = groups
         self.weight_decay, self.eps = weight_decay, eps
         self.states = [[_State(parameter) for parameter in group["params"]] for group in groups]
-        self.steps = 0
 
     def step(self) -> None:
         """One step on all vectors that have a gradient."""
-        self.steps += 1
         for group, states in zip(self.param_groups, self.states, strict=True):
             for state in states:
                 if state.parameter.grad is not None:
-                    state.step(self.steps, group["lr"], self.eps, group["lr"] * self.weight_decay)
+                    state.step(group["lr"], self.eps, group["lr"] * self.weight_decay)
 
 
 class _State:
-    """A vector's moments."""
+    """A vector's moments, and the steps that it made."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.values = parameter.detach().numpy()
         self.mean, self.square = np.zeros_like(self.values), np.zeros_like(self.values)
         self.room = np.empty_like(self.values)
+        self.steps = 0
 
-    def step(self, number: int, rate: float, eps: float, decay: float) -> None:
+    def step(self, rate: float, eps: float, decay: float) -> None:
         """m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; p <- p - rate m^ / (sqrt(v^) + eps)."""
+        self.steps += 1
         first, second = BETAS
         gradient, room = self.parameter.grad.numpy(), self.room  # type: ignore[union-attr]
         self.mean *= first
@@ -56,11 +56,11 @@ class _State:
         room *= 1 - second
         self.square += room
         # sqrt(v^) = sqrt(v) / c: numerator and denominator are multiplied by c, which spares a pass
-        correction = math.sqrt(1 - second**number)
+        correction = math.sqrt(1 - second**self.steps)
         np.sqrt(self.square, out=room)
         room += eps * correction
         np.divide(self.mean, room, out=room)
-        room *= rate * correction / (1 - first**number)
+        room *= rate * correction / (1 - first**self.steps)
         if decay:
             self.values *= 1 - decay
         self.values -= room

@@ -61,6 +61,7 @@ def load_run(run: Path) -> tuple[ControlPolicy, Spaces, str]:
 
     Raises UserError if the folder holds no such policy, or the environment is not the one it was trained in.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file, options = run / "policy.safetensors", run / "trimtab.yaml"
@@ -71,11 +72,18 @@ def load_run(run: Path) -> tuple[ControlPolicy, Spaces, str]:
     settings = load_yaml(options)
     names = NetworkConfig.__dataclass_fields__
     network = build(NetworkConfig, {k: v for k, v in settings.items() if k in names}, str(options))
+    if "env" not in settings:
+        raise UserError(
+            f"{options}: the key 'env' is missing; pass the --out folder of trimtab train ... --env ..."
+        )
     env = str(settings["env"])
     environment = make_environment(env)
     spaces = Spaces.of(environment, env)
     environment.close()
-    tensors = load_file(file)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged ({error}); train again, or take a copy that is whole") from error
     has_critic = any(name.startswith("critic.") for name in tensors)
     policy = ControlPolicy(spaces.size, spaces.head(network.log_std), network, has_critic=has_critic)
     try:

@@ -135,7 +135,7 @@ def _check_names(words: list[str], known: dict[str, _Option], prog: str) -> None
 
 def _sentence(said: str, known: dict[str, _Option]) -> str:
     """What tyro says of a bad value, without its title, its rules and the help that follows."""
-    lines = [line.strip() for line in said.splitlines() if line.strip(" -─│╭╮╰╯")]
+    lines = [line.strip(" │") for line in said.splitlines() if line.strip(" -─│╭╮╰╯")]
     ends = ("Argument helptext", "For full helptext", "Got errors", "Perhaps you meant")
     length = next((i for i, line in enumerate(lines) if line.startswith(ends)), len(lines))
     text = " ".join(" ".join(lines[1:length]).split()).removesuffix(".").replace(". Expected", "; expected")

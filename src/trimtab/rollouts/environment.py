@@ -119,10 +119,11 @@ class Environment:
         return not over.all()
 
     def _rollout(self, taken: "_Taken") -> Rollout:
-        mask = np.stack(taken.mask, 1)
-        observations = np.stack(taken.observations, 1)  # [E, T + 1, O]
-        rewards = np.stack(taken.rewards, 1) * mask
-        terminated, truncated = (np.stack(x, 1) & mask for x in (taken.terminated, taken.truncated))
+        mask = _rows(taken.mask)
+        observations = _rows(taken.observations)  # [E, T + 1, O]
+        rewards = np.where(mask, _rows(taken.rewards), 0.0)
+        self._check_finite(observations=observations, rewards=rewards)
+        terminated, truncated = (_rows(flags) & mask for flags in (taken.terminated, taken.truncated))
         ended = terminated | truncated
         self._count(rewards, mask, ended)
         inputs = self.policy.normalised(observations)
@@ -133,7 +134,7 @@ class Environment:
             self.policy.normalises = True
         if not self.whole_episodes:  # cut off by the collection's end
             ended[:, -1] |= mask[:, -1]
-        actions = np.stack(taken.actions, 1)
+        actions = _rows(taken.actions)
         return Rollout(
             inputs=Steps(torch.from_numpy(inputs), torch.from_numpy(actions)),
             mask=torch.from_numpy(mask),
@@ -145,6 +146,14 @@ class Environment:
             fresh=torch.ones(len(mask), dtype=torch.bool),
             longest=mask.shape[1],
         )
+
+    def _check_finite(self, **found: NDArray[Any]) -> None:
+        """Raises UserError if the environment gave what is no number."""
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"{self.config.env}: it gave {name} that are not finite numbers; mend the environment"
+                )
 
     def remember(self, rollout: Rollout) -> None:
         """Nothing is kept: what the policy would do now are other steps."""
@@ -204,3 +213,8 @@ class _Taken:
     rewards: list[NDArray[Any]] = field(default_factory=list)
     terminated: list[NDArray[Any]] = field(default_factory=list)
     truncated: list[NDArray[Any]] = field(default_factory=list)
+
+
+def _rows(steps: list[NDArray[Any]]) -> NDArray[Any]:
+    """T arrays [E, ...] as one [E, T, ...]."""
+    return np.ascontiguousarray(np.array(steps).swapaxes(0, 1))
