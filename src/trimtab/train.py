@@ -199,8 +199,6 @@ def schedule_factor(run: OptimiserConfig, step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "constant": 1.0,
-    }[run.schedule]
+    if run.schedule == "constant":
+        return 1.0
+    return 1 - progress if run.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

@@ -101,7 +101,8 @@ class Environment:
             taken.terminated.append(terminated.copy())
             taken.truncated.append(truncated.copy())
             self.starts = terminated | truncated
-            over = over | (self.starts & self.whole_episodes)
+            if self.whole_episodes:
+                over = over | self.starts
         taken.observations.append(now)
         self.observations = now
         return Collection(self._rollout(taken), [])

@@ -101,13 +101,13 @@ class Rollout:
             if (value := getattr(self, name)) is not None
         }
         for number, inputs in enumerate(self.inputs.select(order).split(sizes)):
-            yield replace(self, inputs=inputs, **{name: parts[number] for name, parts in columns.items()})
+            yield _changed(self, inputs=inputs, **{name: parts[number] for name, parts in columns.items()})
 
     def as_arrays(self) -> "Rollout":
         """Single steps with numpy's arrays, on the same memory, in what losses read."""
         names = ("mask", *STEP_COLUMNS)
         arrays = {n: value.numpy() for n in names if (value := getattr(self, n)) is not None}
-        return replace(self, **arrays)
+        return _changed(self, **arrays)
 
     @classmethod
     def join(cls, parts: Sequence["Rollout"]) -> "Rollout":
@@ -156,6 +156,13 @@ class Collection:
 
     rollout: Rollout
     samples: list[Sample]
+
+
+def _changed(rollout: Rollout, **changes: Any) -> Rollout:
+    """What `replace` gives, without a call of `__init__`: single steps are cut up by the thousand."""
+    changed = object.__new__(type(rollout))
+    changed.__dict__.update(rollout.__dict__, **changes)
+    return changed
 
 
 def _widened(values: Tensor, steps: int) -> Tensor:
