@@ -1,11 +1,11 @@
 """Training steps a second in environments: trimtab against Stable-Baselines3 and CleanRL, turn by turn.
 
-    python -m benchmarks.control [--cleanrl FOLDER] [--rounds 3]
+    python -m benchmarks.control [--cleanrl FOLDER] [--rounds 3] [--document]
 
 Every side trains with PPO, the same settings and networks, and one thread: with the defaults of CleanRL, on
-CartPole with those of Stable-Baselines3 too. FOLDER holds
-CleanRL's ppo.py and ppo_continuous_action.py (github.com/vwxyzjn/cleanrl, folder cleanrl), which are run as
-they are; without it CleanRL is left out. Imports and the making of environments are not counted.
+CartPole with those of Stable-Baselines3 too. FOLDER holds CleanRL's ppo.py and ppo_continuous_action.py
+(github.com/vwxyzjn/cleanrl, folder cleanrl), which are run as they are; without it CleanRL is left out.
+Imports and the making of environments are not counted. Ratios are medians over the rounds, with their range.
 """
 
 import argparse
@@ -50,6 +50,10 @@ TASKS: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> environment, se
         "ppo_continuous_action.py",
     ),
 }
+HEADINGS = {
+    "en": "| environment | trimtab, steps/s | SB3 | ratio | CleanRL | ratio |",
+    "zh": "| 环境与设置 | trimtab，步/秒 | SB3 | 倍数 | CleanRL | 倍数 |",
+}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 # CleanRL pins Gymnasium 0.29: 1.x wants a wrapper's observation space named. TensorBoard is left out.
@@ -73,19 +77,34 @@ def main() -> None:
     parser.add_argument("--cleanrl", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--document", action="store_true", help="write the table into docs/, too")
     parser.add_argument("--side", choices=("trimtab", "sb3"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(one(options.side, options.tasks[0])))
         return
     sides = ["trimtab", "sb3", *(["cleanrl"] if options.cleanrl else [])]
-    print("| environment | trimtab | SB3 | ratio | CleanRL | ratio |\n|---|---|---|---|---|---|")
+    lines = ["|---|---:|---:|---:|---:|---:|"]
+    print("\n".join([HEADINGS["en"], *lines]))
     for task in options.tasks:
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(options.rounds):
             for side in sides:
                 rates[side].append(rate(side, task, options.cleanrl))
-        print(row(task, rates), flush=True)
+        lines.append(row(task, rates))
+        print(lines[-1], flush=True)
+    if options.document:
+        document(lines)
+
+
+def document(lines: list[str]) -> None:
+    """Writes the table into docs/, in both languages."""
+    from benchmarks.document import fill
+
+    def body(name: str, language: str) -> str | None:
+        return "\n".join([HEADINGS[language], *lines]) if name == "control_speed" else None
+
+    fill(body)
 
 
 def row(task: str, rates: dict[str, list[float]]) -> str:
