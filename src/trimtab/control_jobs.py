@@ -3,11 +3,14 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
 
 from trimtab.checkpoint import added_files, atomic_text
@@ -137,6 +140,7 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     check(job.method)
     library(job.report.log_to)
     policy, source = build(job)
+    created = not job.out.exists()
     job.out.mkdir(parents=True, exist_ok=True)
     options = control_options(job)
     text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
@@ -144,7 +148,7 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     refresh: Refresh | None = None
     try:
         # what overflows is refused by the loop, in a sentence
-        with np.errstate(all="ignore"), Curves(job.out, job.report.log_to, options) as curves:
+        with one_thread(), np.errstate(all="ignore"), Curves(job.out, job.report.log_to, options) as curves:
             for refresh in train_online(job.method, policy, source, job.run.run(job.environment)):
                 curves.write(refresh.metrics)
                 done = min(int(refresh.metrics["total_steps"]), job.run.total_steps)
@@ -152,7 +156,10 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     finally:
         source.close()
         if refresh is None:  # nothing was learned: the same command shall work once the cause is mended
-            shutil.rmtree(job.out)
+            for file in ("trimtab.yaml", "metrics.jsonl"):
+                (job.out / file).unlink(missing_ok=True)
+            if created:
+                shutil.rmtree(job.out)
     assert refresh is not None
     with added_files(job.out) as folder:
         policy.save(folder)
@@ -165,6 +172,18 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     }
     atomic_text(job.out / "state.json", json.dumps(state, indent=1))
     return refresh.metrics
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks so small are computed faster by one thread than by several that wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
 
 
 def control_options(job: ControlJob) -> dict[str, Any]:

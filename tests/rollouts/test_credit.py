@@ -156,8 +156,8 @@ def test_the_loop_learns_from_every_chosen_step_once_an_epoch_and_from_no_other(
         for batch in watched.batches
         for state, advantage, logprob in zip(
             batch.inputs.observations.tolist(),
-            batch.advantages[:, 0].tolist(),
-            batch.old_logprobs[:, 0].tolist(),
+            batch.advantages.value.ravel().tolist(),
+            batch.old_logprobs.value.ravel().tolist(),
             strict=True,
         )
     ]

@@ -46,7 +46,7 @@ class ClosedForm:
         loss = 0.0
         for batch in batches:
             passes = _Passes(self, batch.inputs)
-            losses, metrics = method.loss(passes, batch.as_arrays())
+            losses, metrics = method.loss(passes, batch.mapped(_constant))
             passes.backward(losses.slopes, 1 / units)
             loss += float(np.add.reduce(losses.value)) / units
             for name, metric in metrics.items():
@@ -59,11 +59,17 @@ class _Passes:
 
     def __init__(self, closed: ClosedForm, inputs: Any) -> None:
         self.closed = closed
+        self.inputs = inputs
         self.observations, self.actions = inputs.observations.numpy(), inputs.actions.numpy()
         self.of_actor: Any = None
         self.of_critic: Any = None
 
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(f"policy.{name} has no rule for dual numbers")
+
     def evaluate(self, inputs: Any, *, entropy: bool = False) -> Evaluation:
+        if inputs is not self.inputs:
+            raise NotImplementedError("inputs of a loss's own have no rule for dual numbers")
         closed, trains_actor = self.closed, self.closed.vectors[0].requires_grad
         logprobs = spread = values = ABSENT
         if trains_actor:
@@ -91,6 +97,11 @@ class _Passes:
         if closed.critic is not None and "values" in wanted:
             closed.critic.backward(self.of_critic, wanted["values"])
             _add(closed.vectors[1], closed.critic.gradient)
+
+
+def _constant(column: Tensor) -> Dual:
+    """What is no rule for dual numbers is none for a batch's columns either: numpy's `std` is not torch's."""
+    return Dual(column.numpy(), {})
 
 
 def _column(slope: Any, count: int) -> Array:

@@ -104,7 +104,8 @@ class Dual:
         squeezed = {n: s if np.isscalar(s) else np.squeeze(s, dim) for n, s in self.slopes.items()}
         return Dual(np.squeeze(self.value, dim), squeezed)
 
-    def masked_fill(self, mask: Array, number: float) -> "Dual":
+    def masked_fill(self, mask: Any, number: float) -> "Dual":
+        mask = np.asarray(mask)
         slopes = {n: np.where(mask, 0.0, s) for n, s in self.slopes.items()}
         return Dual(np.where(mask, number, self.value), slopes)
 

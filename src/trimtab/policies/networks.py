@@ -101,13 +101,14 @@ class Perceptron:
     @staticmethod
     def suits(body: nn.Module) -> bool:
         """Whether these passes know how to compute this module."""
-        if not isinstance(body, nn.Sequential):
+        if type(body) is not nn.Sequential:
             return False
         layers = list(body.children())
         if len(layers) != len(body) or len(layers) % 2 == 0:  # a layer stands twice, or an activation last
             return False
         between = {type(layer) for layer in layers[1::2]}
-        linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
+        # of the very type: a subclass may compute something else
+        linear = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers[::2])
         return linear and (between <= {nn.Tanh} or between <= {nn.ReLU})
 
     def forward(self, inputs: Array) -> tuple[Array, list[Array]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.errors import UserError, check_positive
+from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.policies.base import ABSENT
 from trimtab.policies.control import ControlPolicy, Steps
 from trimtab.policies.moments import Moments
@@ -16,6 +16,7 @@ from trimtab.rollouts.rollout import Collection, Rollout
 from trimtab.rollouts.spaces import Spaces, make_environments
 
 LAST = 100  # episodes that the reported return is the mean of
+MOST_COPIES = 1_000_000
 LONGEST = 100_000  # steps after which an episode that does not end is given up
 
 
@@ -36,6 +37,7 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "envs", "steps")
+        check_bounds(self, envs=(1, MOST_COPIES))
 
 
 class Environment:
@@ -65,7 +67,8 @@ class Environment:
         self.whole_episodes = whole_episodes
         self.envs = make_environments(config.env, config.envs)
         self.spaces = Spaces.of(self.envs, config.env)
-        self.observations = self.spaces.vectors(self.envs.reset(seed=seed)[0])
+        first = seed * MOST_COPIES  # copies take neighbouring numbers: those of no other seed
+        self.observations = self.spaces.vectors(self.envs.reset(seed=first)[0])
         self.starts = np.zeros(config.envs, dtype=bool)  # whose next step begins an episode: the dummy
         self.running = np.zeros((2, config.envs))  # return and length of the episodes that are under way
         self.discounted = np.zeros(config.envs)

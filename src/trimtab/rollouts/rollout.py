@@ -1,6 +1,6 @@
 """Experience: rows of steps that a policy took, and what came of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -103,11 +103,10 @@ class Rollout:
         for number, inputs in enumerate(self.inputs.select(order).split(sizes)):
             yield _changed(self, inputs=inputs, **{name: parts[number] for name, parts in columns.items()})
 
-    def as_arrays(self) -> "Rollout":
-        """Single steps with numpy's arrays, on the same memory, in what losses read."""
-        names = ("mask", *STEP_COLUMNS)
-        arrays = {n: value.numpy() for n in names if (value := getattr(self, n)) is not None}
-        return _changed(self, **arrays)
+    def mapped(self, change: Callable[[Tensor], Any]) -> "Rollout":
+        """The same with another form of the columns that losses read."""
+        columns = {n: change(value) for n in STEP_COLUMNS if (value := getattr(self, n)) is not None}
+        return _changed(self, **columns)
 
     @classmethod
     def join(cls, parts: Sequence["Rollout"]) -> "Rollout":

@@ -55,6 +55,12 @@ class Spaces:
         if not isinstance(done, Box | Discrete):
             kind = type(done).__name__
             raise UserError(f"{name}: actions are a {kind} space; a Box or Discrete space is needed")
+        if isinstance(seen, Box) and len(seen.shape) == 3:
+            log.warning(
+                "%s: observations are images; they are read as one vector of %d numbers",
+                name,
+                np.prod(seen.shape),
+            )
         one_hot, first_seen = isinstance(seen, Discrete), int(getattr(seen, "start", 0))
         size = int(seen.n) if isinstance(seen, Discrete) else int(np.prod(seen.shape))
         if isinstance(done, Discrete):
@@ -74,10 +80,12 @@ class Spaces:
         return observations.reshape(len(observations), -1).copy()
 
     def actions(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """What the policy drew, [E] or [E, A], as the environment takes it: continuous actions clipped."""
+        """What the policy drew, [E] or [E, A], as the environment takes it: continuous actions clipped, and
+        rounded where it takes whole numbers."""
         if self.actions_count:
             return actions + self.first if self.first else actions
-        return np.minimum(np.maximum(actions.reshape(-1, *self.shape), self.low), self.high)
+        bounded = np.minimum(np.maximum(actions.reshape(-1, *self.shape), self.low), self.high)
+        return (np.rint(bounded) if self.low.dtype.kind in "iu" else bounded).astype(self.low.dtype)
 
 
 def _quiet_mujoco(name: str) -> None:
@@ -102,7 +110,10 @@ def make_environments(name: str, count: int) -> Any:
     _quiet_mujoco(name)
     try:
         if name in gymnasium.registry and gymnasium.spec(name).vector_entry_point is not None:
-            return gymnasium.make_vec(name, num_envs=count)
+            native = gymnasium.make_vec(name, num_envs=count)
+            if native.metadata.get("autoreset_mode") is gymnasium.vector.AutoresetMode.NEXT_STEP:
+                return native
+            native.close()
         return gymnasium.make_vec(name, count, "sync", vector_kwargs={"copy": False})
     except gymnasium.error.Error as error:
         raise UserError(_said(name, error)) from error

@@ -48,7 +48,7 @@ TWO_SEEDS = "Intervals from two seeds are far too narrow, so nothing is called a
 FEW_SEEDS = (
     "From {seeds} seeds such intervals are too narrow, so “ahead” asks for more: that every seed of the one "
     "is above every seed of the other. Even so two equal methods look different in one environment "
-    "{by_chance} times in 100."
+    "up to {by_chance} times in 100."
 )
 
 Scale = Callable[[float], float]  # a score -> its place in the bar's column, in per cent
@@ -118,7 +118,7 @@ def _intervals(comparison: ControlComparison) -> str:
     if seeds < FEWEST:
         return f"{INTERVALS} {TWO_SEEDS}"
     if seeds < FEW:
-        by_chance = 11 if seeds == FEWEST else 4
+        by_chance = 10 if seeds == FEWEST else 3  # 2 in C(6, 3), 2 in C(8, 4)
         return f"{INTERVALS} {FEW_SEEDS.format(seeds=seeds, by_chance=by_chance)}"
     return INTERVALS
 
