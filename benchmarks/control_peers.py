@@ -159,7 +159,3 @@ def _sb3_model(job: ControlJob, env: Any) -> Any:
 def _falling(value: Any, schedule: str) -> Any:
     """A schedule as that library takes it: a function of the share that is left."""
     return (lambda left: value * left) if schedule == "linear" else value
-
-
-def mean(returns: list[float]) -> float:
-    return float(np.mean(returns))

@@ -115,7 +115,9 @@ def check(method: OnlineMethod | type[OnlineMethod]) -> None:
 def build(job: ControlJob) -> tuple[ControlPolicy, Environment]:
     """The policy and its environments. Raises UserError if the environment cannot be had."""
     config, method = job.environment, job.method
-    spaces = Spaces.of(make_environment(config.env), config.env)
+    environment = make_environment(config.env)
+    spaces = Spaces.of(environment, config.env)
+    environment.close()
     policy = ControlPolicy(
         spaces.size,
         spaces.head(job.network.log_std),

@@ -166,9 +166,11 @@ class Learner:
         resting = [] if self.method.trains_actor else list(self.policy.named_parameters().values())
         for parameter in resting:
             parameter.requires_grad_(False)
-        yield
-        for parameter in resting:
-            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in resting:
+                parameter.requires_grad_(True)
 
     def _epochs(
         self, step: int, rollout: Rollout, plans: list[list[Parts]], whole: list[Rollout]

@@ -53,7 +53,7 @@ class Curves:
         """One refresh. The line is there for other programs as soon as this returns."""
         self.file.write(json_line(metrics))
         self.file.flush()
-        step = int(metrics["refresh"])
+        step = int(metrics.get("total_steps", metrics["refresh"]))  # of an environment, if there is one
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)

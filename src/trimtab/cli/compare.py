@@ -55,7 +55,10 @@ def run(words: list[str]) -> int:
     options = parse(Options, words, prog="trimtab compare")
     file = built_in() if options.file == "reviews" and not Path("reviews").exists() else Path(options.file)
     out = options.out or Path("runs") / file.stem
-    if "envs" in load_yaml(file):
+    keys = load_yaml(file)
+    if "env" in keys:
+        raise UserError(f"{file}: unknown key 'env'; did you mean 'envs', a list?")
+    if "envs" in keys:
         return _in_environments(file, options, out)
     if options.total_steps is not None:
         raise UserError(

@@ -46,13 +46,13 @@ def run(words: list[str]) -> int:
     for heading in ("actions", "mean return", "95 % interval", "lowest", "highest"):
         table.add_column(heading, justify="left" if heading == "actions" else "right")
     for name, deterministic in (("most likely", True), ("drawn", False)):
+        if options.video is not None:  # first: where nothing can be drawn, that is said at once
+            folder = options.video
+            play(policy, spaces, env, FILMED, seed=options.seed, deterministic=deterministic, video=folder)
         returns = play(policy, spaces, env, options.episodes, seed=options.seed, deterministic=deterministic)
         mean = mean_interval(returns)
         interval = f"{mean.low:.1f} to {mean.high:.1f}" if mean.n > 1 else "–"
         table.add_row(name, f"{mean.mean:.1f}", interval, f"{min(returns):.1f}", f"{max(returns):.1f}")
-        if options.video is not None:
-            folder = options.video
-            play(policy, spaces, env, FILMED, seed=options.seed, deterministic=deterministic, video=folder)
     console.print(table)
     if options.video is not None:
         console.print(f"the films are in {options.video}", markup=False, soft_wrap=True)
