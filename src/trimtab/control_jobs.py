@@ -135,8 +135,8 @@ def build(job: ControlJob) -> tuple[ControlPolicy, Environment]:
 def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
     """Trains; writes the policy, and while it trains the learning curve, into `job.out`.
 
-    Returns the last refresh's metrics. Raises UserError before training if an option or the environment is
-    wrong, or `out` already holds something.
+    An interruption leaves the policy as it is then. Returns the last refresh's metrics. Raises UserError
+    before training if an option or the environment is wrong, or `out` already holds something.
     """
     refuse_existing(job.out)
     check(job.method)
@@ -155,15 +155,30 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
                 curves.write(refresh.metrics)
                 done = min(int(refresh.metrics["total_steps"]), job.run.total_steps)
                 progress(f"training {job.method.name}", done, job.run.total_steps, live(refresh.metrics))
+    except KeyboardInterrupt:
+        if refresh is not None:
+            save(policy, source, refresh, job.out)
+        raise
     finally:
         source.close()
-        if refresh is None:  # nothing was learned: the same command shall work once the cause is mended
-            for file in ("trimtab.yaml", "metrics.jsonl"):
-                (job.out / file).unlink(missing_ok=True)
-            if created:
-                shutil.rmtree(job.out)
+        if refresh is None:
+            _clear(job.out, created)
     assert refresh is not None
-    with added_files(job.out) as folder:
+    save(policy, source, refresh, job.out)
+    return refresh.metrics
+
+
+def _clear(out: Path, created: bool) -> None:
+    """Nothing was learned: the same command shall work once the cause is mended."""
+    for file in ("trimtab.yaml", "metrics.jsonl"):
+        (out / file).unlink(missing_ok=True)
+    if created:
+        shutil.rmtree(out)
+
+
+def save(policy: ControlPolicy, source: Environment, refresh: Refresh, out: Path) -> None:
+    """Writes the policy, and where the training stands."""
+    with added_files(out) as folder:
         policy.save(folder)
     state = {
         "refresh": int(refresh.metrics["refresh"]),
@@ -172,8 +187,7 @@ def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
         "reward_variance": source.reward_moments.variance.tolist(),
         "reward_count": source.reward_moments.count,
     }
-    atomic_text(job.out / "state.json", json.dumps(state, indent=1))
-    return refresh.metrics
+    atomic_text(out / "state.json", json.dumps(state, indent=1))
 
 
 @contextmanager
@@ -183,9 +197,11 @@ def one_thread() -> Iterator[None]:
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(before)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def control_options(job: ControlJob) -> dict[str, Any]:

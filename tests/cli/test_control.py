@@ -330,7 +330,7 @@ def test_a_reward_that_is_no_number_is_named(
     assert NAN in said and "reward" in said and "--precision" not in said
 
 
-def test_an_interrupted_run_leaves_its_curve_and_no_policy(
+def test_an_interrupted_run_leaves_its_curve_and_the_policy_so_far(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two collections of 8 x 32 steps are done, the third is not."""
@@ -339,10 +339,12 @@ def test_an_interrupted_run_leaves_its_curve_and_no_policy(
     Interrupted.taken = 0
     assert main(given) == 130
     assert "trimtab: interrupted\n" in capsys.readouterr().err
-    assert sorted(file.name for file in out.iterdir()) == ["metrics.jsonl", "trimtab.yaml"]
+    written = ["metrics.jsonl", "policy.safetensors", "state.json", "trimtab.yaml"]
+    assert sorted(file.name for file in out.iterdir()) == written
     assert [row["refresh"] for row in curve(out)] == [1, 2]
+    assert json.loads((out / "state.json").read_text())["refresh"] == 2
+    assert weights(out)["actor.body.0.weight"].abs().sum() > 0
     assert "exists already" in refused(given, tmp_path, capsys)
-    assert "no trained control policy is there" in refused(["play", str(out)], tmp_path, capsys)
 
 
 def damaged(run: Path, how: str) -> None:

@@ -42,7 +42,16 @@ def test_scores_are_normalised_from_the_untrained_policy_to_the_best_method(tmp_
     assert comparison.estimate(a2c, LAKE).mean == -5.0  # a single environment keeps its own unit
     assert labels(comparison.ranking(HILL)) == ["ppo", "a2c"]
     assert labels(comparison.ranking(LAKE)) == ["a2c", "ppo"]
-    assert comparison.threshold("Lake") == pytest.approx(-6.0)  # 0.9 of the way up, of negative returns too
+    assert comparison.threshold("Lake") is None  # without a curve
+
+
+def test_nine_tenths_are_counted_to_the_top_of_the_best_curve(tmp_path: Path) -> None:
+    """From -15 to -5, of negative returns too; the final score, with other actions, is no measure."""
+    write_about(tmp_path)
+    add_run(tmp_path, "start", -15.0)
+    add_run(tmp_path, "ppo", 0.0, curve=[(0, -20.0), (500, -5.0), (1000, -8.0)])
+    add_run(tmp_path, "a2c", -9.0, curve=[(0, -15.0), (1000, -10.0)])
+    assert load_control_comparison(tmp_path).threshold("Hill") == pytest.approx(-6.0)
 
 
 def test_an_environment_without_gain_is_left_out(tmp_path: Path) -> None:

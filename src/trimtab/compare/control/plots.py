@@ -35,8 +35,7 @@ def learning_curves(comparison: ControlComparison, env: str) -> "Figure | None":
     if env in comparison.start.results:
         start = float(np.mean(comparison.start.scores(env)))
         axis.axhline(start, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="untrained")
-    level, limits = comparison.threshold(env), axis.get_ylim()
-    if level is not None and limits[0] <= level <= limits[1]:  # else it would press the curves together
+    if (level := comparison.threshold(env)) is not None:
         axis.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (1, 2)), label="90 % of the way")
     axis.xaxis.set_major_formatter(_steps)
     axis.set(xlabel="steps in the environment", ylabel="return", xlim=(0, None))

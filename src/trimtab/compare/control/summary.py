@@ -105,11 +105,15 @@ class ControlComparison:
         return (contender.scores(env) - floor) / (ceiling - floor)
 
     def threshold(self, env: str) -> float | None:
-        """The return that is nine tenths of the way from the untrained policy to the best method."""
+        """The return nine tenths of the way from the untrained policy to the top of the best learning curve.
+
+        Curves hold drawn actions and lag behind, so that the final scores are no measure for them.
+        """
         if env not in self.scales:
             return None
-        floor, ceiling = self.scales[env]
-        return floor + REACHED * (ceiling - floor)
+        curves = [curve for c in self.contenders if (curve := self.curve(c, env)) is not None]
+        floor, tops = self.scales[env][0], [float(curve.middle.max()) for curve in curves]
+        return floor + REACHED * (max(tops) - floor) if tops else None
 
     def scores(self, contender: Contender, envs: Sequence[str]) -> list[FloatArray]:
         """[seeds] for each environment: normalised where there are several, as they are in a single one."""
