@@ -104,56 +104,67 @@ def train_sb3(method: str, settings: Settings, seed: int) -> Trained:
 
 def _sb3_model(job: ControlJob, env: Any) -> Any:
     """Its algorithm with the job's settings: losses of values count twice there, having no half."""
-    from sb3_contrib import TRPO
     from stable_baselines3 import A2C, PPO
+
+    method: Any = job.method
+    if method.name == "trpo":
+        return _sb3_trpo(job, env)
+    common = _sb3_common(job) | {
+        "learning_rate": _falling(job.run.learning_rate, job.run.schedule),
+        "ent_coef": method.entropy_bonus,
+        "vf_coef": method.value_weight / 2,
+        "max_grad_norm": job.run.max_grad_norm,
+    }
+    if method.name == "a2c":
+        return A2C("MlpPolicy", env, use_rms_prop=False, **common)
+    common |= {
+        "batch_size": job.run.minibatch_size,
+        "n_epochs": job.run.epochs or method.epochs,
+        "clip_range": _falling(method.clip, method.clip_schedule),
+        "clip_range_vf": method.value_clip,
+    }
+    return PPO("MlpPolicy", env, **common)
+
+
+def _sb3_common(job: ControlJob) -> Settings:
+    """What all three algorithms take."""
     from torch import nn
 
     method: Any = job.method
-    network = {"pi": list(job.network.hidden), "vf": list(job.network.hidden)}
-    common = {
+    return {
         "n_steps": job.environment.steps,
         "gamma": method.gamma,
         "gae_lambda": method.lam,
+        "normalize_advantage": method.whiten,
         "seed": job.run.seed,
         "device": "cpu",
         "policy_kwargs": {
-            "net_arch": network,
+            "net_arch": {"pi": list(job.network.hidden), "vf": list(job.network.hidden)},
             "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU}[job.network.activation],
             "log_std_init": job.network.log_std,
             "ortho_init": job.network.orthogonal,
         },
     }
-    epochs, minibatch = job.run.epochs or method.epochs, job.run.minibatch_size
-    if method.name == "trpo":
-        # there the KL of a Gaussian is the mean over the action's dimensions, here it is the KL: their sum
-        dimensions = int(np.prod(env.action_space.shape)) or 1
-        return TRPO(
-            "MlpPolicy",
-            env,
-            learning_rate=_falling(job.run.critic_learning_rate, job.run.schedule),
-            batch_size=minibatch,
-            n_critic_updates=epochs,
-            cg_damping=method.damping / dimensions,
-            cg_max_steps=method.cg_iterations,
-            target_kl=method.max_kl / dimensions,
-            line_search_max_iter=method.halvings,
-            normalize_advantage=method.whiten,
-            **common,
-        )
-    common |= {
-        "learning_rate": _falling(job.run.learning_rate, job.run.schedule),
-        "ent_coef": method.entropy_bonus,
-        "vf_coef": method.value_weight / 2,
-        "max_grad_norm": job.run.max_grad_norm,
-        "normalize_advantage": method.whiten,
-    }
-    if method.name == "a2c":
-        return A2C("MlpPolicy", env, use_rms_prop=False, **common)
-    clips = {
-        "clip_range": _falling(method.clip, method.clip_schedule),
-        "clip_range_vf": method.value_clip,
-    }
-    return PPO("MlpPolicy", env, batch_size=minibatch, n_epochs=epochs, **clips, **common)
+
+
+def _sb3_trpo(job: ControlJob, env: Any) -> Any:
+    """There the KL of a Gaussian is the mean over the action's dimensions, here it is the KL: their sum."""
+    from sb3_contrib import TRPO
+
+    method: Any = job.method
+    dimensions = int(np.prod(env.action_space.shape)) or 1
+    return TRPO(
+        "MlpPolicy",
+        env,
+        learning_rate=_falling(job.run.critic_learning_rate, job.run.schedule),
+        batch_size=job.run.minibatch_size,
+        n_critic_updates=job.run.epochs or method.epochs,
+        cg_damping=method.damping / dimensions,
+        cg_max_steps=method.cg_iterations,
+        target_kl=method.max_kl / dimensions,
+        line_search_max_iter=method.halvings,
+        **_sb3_common(job),
+    )
 
 
 def _falling(value: Any, schedule: str) -> Any:
