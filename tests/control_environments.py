@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.spaces import Dict as DictSpace
@@ -203,6 +204,11 @@ NAMES: dict[str, type[Scripted]] = {
 SCRIPTED, NATIVE = "trimtab-tests/Scripted-v0", "trimtab-tests/ScriptedVector-v0"
 CARTPOLE = "trimtab-tests/CartPoleInARow-v0"  # without the vectorised form that CartPole-v1 has
 CARTPOLE_CLASS = "gymnasium.envs.classic_control:CartPoleEnv"
+
+
+kinds = pytest.mark.parametrize(
+    "name", [SCRIPTED, NATIVE], ids=["copies in a row", "its own vectorised form"]
+)
 
 
 def _callable(cls: Any) -> Any:

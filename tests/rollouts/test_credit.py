@@ -10,9 +10,9 @@ import torch
 from tests.control_environments import (
     COPIES,
     NATIVE,
-    SCRIPTED,
     Moment,
     environment,
+    kinds,
     linear,
     register,
     rows_of,
@@ -29,9 +29,6 @@ from trimtab.rollouts.rollout import Rollout
 
 register()
 GAMMA, LAM = 0.9, 0.7
-kinds = pytest.mark.parametrize(
-    "name", [SCRIPTED, NATIVE], ids=["copies in a row", "its own vectorised form"]
-)
 
 
 def value(observation: tuple[float, ...]) -> float:

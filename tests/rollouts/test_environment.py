@@ -9,10 +9,9 @@ import torch
 from tests.control_environments import (
     CARTPOLE,
     COPIES,
-    NATIVE,
-    SCRIPTED,
     Moment,
     environment,
+    kinds,
     linear,
     register,
     rows_of,
@@ -27,9 +26,6 @@ from trimtab.rollouts.rollout import Rollout
 
 register()
 GAMMA, LAM = 0.9, 0.7
-kinds = pytest.mark.parametrize(
-    "name", [SCRIPTED, NATIVE], ids=["copies in a row", "its own vectorised form"]
-)
 
 
 def assert_told(rollout: Rollout, rows: list[list[Moment]], cut: bool) -> None:

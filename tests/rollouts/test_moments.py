@@ -8,8 +8,8 @@ import torch
 from tests.control_environments import (
     COPIES,
     NATIVE,
-    SCRIPTED,
     environment,
+    kinds,
     linear,
     register,
     rows_of,
@@ -20,7 +20,6 @@ from tests.control_environments import (
 from trimtab.policies.moments import Moments
 
 register()
-kinds = pytest.mark.parametrize("name", [SCRIPTED, NATIVE], ids=["copies in a row", "vectorised"])
 
 
 def test_moments_are_those_of_all_chosen_observations_and_rest_within_a_collection() -> None:

@@ -19,7 +19,8 @@ Slopes = dict[str, Any]  # input -> derivative of each number with respect to it
 class Dual:
     """An array of numbers and their derivatives; without derivatives it is constant.
 
-    What is not defined here raises an error: nothing is differentiated wrongly in silence.
+    What has no rule here raises NotImplementedError, upon which `train.backward` turns to torch: nothing is
+    differentiated wrongly in silence.
     """
 
     __slots__ = ("slopes", "value")
