@@ -238,6 +238,17 @@ def test_a_score_that_is_no_number_stops_the_run(name: str) -> None:
     assert torch.equal(weights(policy), before)
 
 
+@pytest.mark.parametrize("of_critic", [False, True])
+def test_a_gradient_that_is_no_number_stops_the_run_whoever_has_it(of_critic: bool) -> None:
+    policy = learner()
+    before = weights(policy)
+    parameters = policy.critic_parameters() if of_critic else list(policy.named_parameters().values())
+    parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(UserError, match="not a finite number"):
+        trained(find("ppo")(), policy)
+    assert torch.equal(weights(policy), before)
+
+
 def test_a_checked_reward_says_which_answer_had_no_number() -> None:
     policy = learner(critic=False)
     collector = source(policy, checked(nan_at_last, "mine"))

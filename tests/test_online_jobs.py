@@ -38,7 +38,9 @@ def base() -> Any:
 
 
 def metrics_of(method: str) -> set[str]:
-    names = {"refresh", "score", "kl", "entropy", "length", "tokens", "sampling_gap", "loss", "grad_norm"}
+    names = {"refresh", "score", "kl", "entropy", "length", "tokens", "sampling_gap", "loss"}
+    names |= {"grad_norm"} if method != "trpo" else set()
+    names |= {"critic_grad_norm"} if method in CRITICS else set()
     names |= {"old_kl", "learning_rate", "seconds", "tokens_per_second", "beta"}
     names |= {"explained_variance"} if method in CRITICS else set()
     names |= {"clip_fraction"} if method in CLIPPED else set()

@@ -88,7 +88,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
 
 def shown(metrics: dict[str, float]) -> str:
     """A step's metrics for a person to read: the loss, and what the method says of itself."""
-    hidden = ("step", "seconds", "grad_norm", "learning_rate")
+    hidden = ("step", "seconds", "grad_norm", "critic_grad_norm", "learning_rate")
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden)
 
 

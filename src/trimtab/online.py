@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -102,8 +101,7 @@ def train_online(
         start = time.perf_counter()
         collection = source.collect(refresh)
         rollout = collection.rollout
-        cut = partial(_plan, run=run, generator=generator)
-        plans = [cut(rollout) for _ in range(epochs)]
+        plans = [_plan(rollout, run, generator) for _ in range(epochs)]
         rollout, metrics = _evaluated(policy, reference, rollout, plans[0])
         source.remember(rollout)
         rollout = source.with_rewards(rollout, coefficients["beta"] * method.reward_beta)
@@ -111,7 +109,6 @@ def train_online(
         metrics |= source.describe(rollout) | _explained(rollout)
         if rollout.inputs.separable:
             rollout = rollout.flattened()
-            plans = [cut(rollout) for _ in range(epochs)]
         metrics |= learner.update(share, rollout, plans)
         metrics |= {name: value for name, value in coefficients.items() if value}
         coefficients = method.adapt(coefficients, metrics.get("kl", 0.0), metrics.get("old_kl", 0.0))
@@ -139,19 +136,16 @@ class Learner:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def _groups(self) -> list[dict[str, Any]]:
-        """What is trained, at which rate. The gradient of each group is clipped as a whole."""
+        """What is trained, and at which rate. Each group's gradient is clipped as a whole, and has a name."""
         method, policy, run = self.method, self.policy, self.run
         actor = list(policy.named_parameters().values()) if method.trains_actor else []
         critic = policy.critic_parameters()
+        rate = peak_learning_rate(method, run, policy)
         own_rate = run.critic_learning_rate or policy.critic_learning_rate
-        if own_rate is None:
-            return [{"params": actor + critic, "lr": peak_learning_rate(method, run, policy)}]
-        groups: list[dict[str, Any]] = []
-        if actor:
-            groups.append({"params": actor, "lr": peak_learning_rate(method, run, policy)})
-        if critic:
-            groups.append({"params": critic, "lr": own_rate})
-        return groups
+        if actor and own_rate is None:
+            return [{"params": actor + critic, "lr": rate, "norm": "grad_norm"}]
+        both = ((actor, rate, "grad_norm"), (critic, own_rate or rate, "critic_grad_norm"))
+        return [{"params": params, "lr": rate, "norm": norm} for params, rate, norm in both if params]
 
     def update(self, share: float, rollout: Rollout, plans: list[list[Parts]]) -> dict[str, float]:
         """The epochs on a collection, with this share of the training behind it; the last epoch's metrics."""
@@ -200,8 +194,7 @@ class Learner:
         metrics: dict[str, Tensor | float] = {**backward(self.method, self.policy, batches)}
         most = self.run.max_grad_norm or math.inf
         groups = self.optimiser.param_groups
-        norms = [self.clip(group["params"], most) for group in groups]
-        metrics["grad_norm"] = float(norms[0])
+        metrics |= {group["norm"]: float(self.clip(group["params"], most)) for group in groups}
         check_finite(f"step {step + 1}", metrics, "" if self.policy.is_flat else FP32)
         metrics["learning_rate"] = groups[0]["lr"]
         if not self._too_far(metrics):
@@ -216,7 +209,7 @@ class Learner:
 def _evaluated(
     policy: Any, reference: Reference | None, rollout: Rollout, plan: list[Parts]
 ) -> tuple[Rollout, dict[str, float]]:
-    """The rollout with log-probs, reference log-probs and values, computed in the parts of the first epoch.
+    """The rollout with log-probs, reference log-probs and values, of answers in the parts of the first epoch.
 
     Old answers keep the log-probs of the policy that wrote them. Those of new ones are computed by the
     training's own forward pass, not taken from the sampling, so that the first ratio is exactly 1; how
@@ -228,7 +221,8 @@ def _evaluated(
         whole = found.setdefault(name, values.new_zeros(rollout.mask.shape))
         whole[rows, : values.shape[1]] = values
 
-    for rows in (rows for parts in plan for rows in parts):
+    parts = [rows for parts in plan for rows in parts]
+    for rows in [torch.arange(rollout.size)] if rollout.inputs.separable else parts:
         inputs = rollout.inputs.select(rows)
         out: Evaluation = policy.evaluate(inputs)
         put("old_logprobs", rows, out.logprobs)
@@ -261,10 +255,12 @@ def _old_kl(policy: Any, parts: list[Rollout]) -> float:
 
 
 def _plan(rollout: Rollout, run: OnlineConfig, generator: torch.Generator) -> list[Parts]:
-    """An epoch: every row once, in minibatches; of sequences in parts that hold `batch_tokens` each."""
-    minibatch, device = run.minibatch_size or rollout.size, rollout.mask.device
-    minibatches = torch.randperm(rollout.size, generator=generator).to(device).split(minibatch)
-    if rollout.inputs.separable:
+    """An epoch in minibatches: every step once, or every sequence in parts that hold `batch_tokens` each."""
+    separable = rollout.inputs.separable
+    count = rollout.steps if separable else rollout.size
+    order = torch.randperm(count, generator=generator).to(rollout.mask.device)
+    minibatches = order.split(run.minibatch_size or count)
+    if separable:
         return [[rows] for rows in minibatches]
     lengths = rollout.inputs.lengths
     return [

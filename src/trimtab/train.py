@@ -164,8 +164,9 @@ def _mean(parts: list[Tensor]) -> Tensor | None:
 
 
 def check_finite(step: str, metrics: Mapping[str, Tensor | float], advice: str = "") -> None:
-    """Raises UserError if the loss or the gradient is not a finite number; `advice` ends its sentence."""
-    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+    """Raises UserError if the loss or a gradient is not a finite number; `advice` ends its sentence."""
+    of_gradients = [metrics.get(name, 0.0) for name in ("grad_norm", "critic_grad_norm")]
+    if not math.isfinite(metrics["loss"] + sum(of_gradients)):
         raise UserError(
             f"{step}: the loss or its gradient is not a finite number; try a smaller --learning-rate{advice}"
         )
