@@ -93,6 +93,15 @@ def test_states_stand_before_each_token_and_after_the_last() -> None:
     assert s.unpack_states(torch.arange(1.0, 10.0)).tolist() == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 0]]
 
 
+def test_equal_prompts_have_equal_numbers_also_after_selecting_and_joining() -> None:
+    s = Sequences.pack([((7, 8), (1,)), ((9,), (2,)), ((7, 8), (3, 4)), ((7,), (8, 5))])
+    assert s.prompts.tolist() == [0, 1, 0, 2]
+    assert s.select(torch.tensor([2, 3, 0])).prompts.tolist() == [0, 2, 0]
+    joined = Sequences.join([s.select(torch.tensor([1])), s])
+    assert len(set(joined.prompts[[0, 2]].tolist())) == 2  # a prompt of another part is not looked for
+    assert joined.prompts[1] == joined.prompts[3] != joined.prompts[2]
+
+
 def unpacked(sequences: Sequences) -> list[tuple[list[int], list[int]]]:
     """Prompts and responses by their lengths alone."""
     tokens, rows = sequences.tokens.tolist(), []

@@ -1,4 +1,4 @@
-"""Packed, padded to the right, padded to the left or alone: the same log-probs and gradients to 1e-5."""
+"""Packed, fused, padded to the right, to the left or alone: the same log-probs and gradients to 1e-5."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,17 +10,29 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from trimtab.feedback.sequences import Sequences
+from trimtab.policies import cpu_attention, packing
 from trimtab.policies.language import LanguagePolicy
-from trimtab.policies.packing import NAME, packed_attention
+from trimtab.policies.packing import NAME, Packing, packed_attention
 from trimtab.policies.trunk import Trunk
 
-ROWS = [*random_rows(5), ([4], [1]), ([5], [6, 7, 8, 9, 10, 11, 12, 13, 14, 1])]
+RANDOM = random_rows(5)
+ROWS = [
+    *RANDOM,
+    ([4], [1]),
+    ([5], [6, 7, 8, 9, 10, 11, 12, 13, 14, 1]),
+    (RANDOM[0][0], [9, 1]),  # three responses to one prompt, which is read once
+    ([4], [8, 7, 6]),
+    (RANDOM[0][0], [5]),
+]
+OFF = {"as chosen": (), "in transformers' modules": ("fused",), "prompts read again": ("shared",)}
+RUNS_FUSED = {"Llama", "Qwen3"}
 RUNS_PACKED = {"Llama": True, "Qwen3": True, "Mistral": True, "GPT2": True, "Gemma2": False, "Mamba": False}
 
 
 def summed(logprobs: Tensor) -> Tensor:
     """One number that weighs every token differently."""
-    return (logprobs * torch.linspace(0.5, 1.5, logprobs.numel())).sum()
+    return (logprobs.flatten() * torch.linspace(0.5, 1.5, logprobs.numel())).sum()
 
 
 def left_padded(model: Any) -> Tensor:
@@ -34,26 +46,30 @@ def left_padded(model: Any) -> Tensor:
     return torch.cat([chosen[i, -len(r) :] for i, (_, r) in enumerate(ROWS)])
 
 
+@pytest.mark.parametrize("kernels", ["ours", "torch's"])
 @pytest.mark.parametrize("architecture", SETTINGS)
-def test_same_logprobs_and_gradients_as_each_sequence_alone(architecture: str) -> None:
+def test_same_logprobs_and_gradients_as_each_sequence_alone(
+    architecture: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == "torch's":
+        monkeypatch.setattr(packing, "suits", lambda query: False)
     learner = policy(architecture)
     assert learner.trunk.packed == RUNS_PACKED[architecture]
+    assert learner.trunk.fused == (architecture in RUNS_FUSED)
     sequences = pack(ROWS)
-    results = {}
-    for way in ("as chosen", "padded right", "alone"):
-        learner.trunk.packed = RUNS_PACKED[architecture] and way == "as chosen"
-        learner.model.zero_grad()
-        if way == "alone":
-            flat = torch.cat([alone(learner.model, p, r) for p, r in ROWS])
-        else:
-            flat = learner.logprobs(sequences)[sequences.mask]
-        summed(flat).backward()
-        results[way] = flat.detach(), gradients(learner.parameters())
-    logprobs, gradient = results.pop("alone")
+    logprobs = torch.cat([alone(learner.model, p, r) for p, r in ROWS])
+    summed(logprobs).backward()
+    gradient = gradients(learner.parameters())
     scale = float(gradient.abs().max())
-    for way in results:
-        torch.testing.assert_close(results[way][0], logprobs, rtol=0, atol=1e-5)
-        torch.testing.assert_close(results[way][1] / scale, gradient / scale, rtol=0, atol=1e-5)
+    for way in (*OFF, "padded right"):
+        learner = policy(architecture)
+        for name in OFF.get(way, ("packed",)):
+            setattr(learner.trunk, name, False)
+        flat = learner.logprobs(sequences)[sequences.mask]
+        summed(flat).backward()
+        torch.testing.assert_close(flat, logprobs, rtol=0, atol=1e-5)
+        found = gradients(learner.parameters())
+        torch.testing.assert_close(found / scale, gradient / scale, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "Mamba"])
@@ -73,6 +89,24 @@ def test_changing_one_sequence_changes_no_other(architecture: str) -> None:
     for i, (_, response) in enumerate(ROWS):
         same = torch.allclose(before[i, : len(response)], after[i, : len(response)], rtol=0, atol=1e-5)
         assert same == (i != 2)
+
+
+def test_a_prompt_is_read_once_for_all_its_responses() -> None:
+    sequences = Sequences.pack([([7, 8], [1, 2]), ([9], [3]), ([7, 8], [4, 5, 6])])
+    found = Packing.of(sequences)
+    assert sequences.tokens[found.read].tolist() == [7, 8, 1, 2, 9, 3, 4, 5, 6]
+    assert found.slots.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 6, 7, 8]
+    assert Packing.of(sequences, shared=False).slots.tolist() == list(range(11))
+    assert Packing.of(sequences.select(torch.tensor([2, 0]))).slots.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
+    assert Packing.of(sequences.select(torch.tensor([1]))).slots.tolist() == [0, 1]
+
+
+def test_rectangles_hold_every_query_once_and_little_padding() -> None:
+    found = Packing.of(pack(random_rows(40, seed=3)))
+    places = torch.cat([r.queries[r.real] for r in found.rectangles])
+    assert places.sort().values.tolist() == list(range(len(found.read)))
+    for rectangle in found.rectangles:
+        assert rectangle.real.numel() <= 1.25 * int(rectangle.real.sum())
 
 
 @pytest.fixture
@@ -104,8 +138,10 @@ def test_a_leak_is_found_and_avoided() -> None:
     assert not torch.allclose(leaked[sequences.mask], expected, rtol=0, atol=1e-2)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradient(fused: bool) -> None:
     learner, sequences = policy("Llama"), pack(ROWS)
+    learner.trunk.fused = fused
     learner.model.train()
     summed(learner.logprobs(sequences).flatten()).backward()
     expected = gradients(learner.parameters())
@@ -124,10 +160,18 @@ def test_trying_out_packing_leaves_the_model_as_it_was() -> None:
     assert model.config._attn_implementation == before
 
 
-def test_bf16_autocast_is_near_fp32() -> None:
+@pytest.mark.parametrize("short", [0, 400])
+@pytest.mark.parametrize("fused", [True, False])
+def test_bf16_autocast_is_near_fp32(fused: bool, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "SHORT", short)
     exact = policy("Llama")
     rounded = LanguagePolicy(causal_model("Llama"), letter_tokenizer(), autocast=torch.bfloat16)
-    sequences = pack(ROWS)
-    with torch.no_grad():
-        difference = (exact.logprobs(sequences) - rounded.logprobs(sequences)).abs()
-    assert 1e-4 < float(difference.max()) < 0.3
+    rounded.trunk.fused = fused
+    found = []
+    for learner in (exact, rounded):
+        sequences = pack(ROWS)
+        logprobs = learner.logprobs(sequences)[sequences.mask]
+        summed(logprobs).backward()
+        found.append((logprobs.detach(), gradients(learner.parameters())))
+    assert 1e-4 < float((found[0][0] - found[1][0]).abs().max()) < 0.3
+    assert float(torch.cosine_similarity(found[0][1], found[1][1], dim=0)) > 0.999

@@ -1,8 +1,9 @@
 """Token sequences packed end to end: the one form in which text reaches a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ class Sequences:
     Attributes:
         tokens: [N] prompt and response of the first sequence, of the second, ...
         prompt_lengths, response_lengths: [S], each at least 1.
+        prompts: [S] sequences with the same number here begin with the same prompt, which is then read once.
     """
 
     separable: ClassVar[bool] = False  # a token is read with all that stand before it
@@ -27,6 +29,7 @@ class Sequences:
     tokens: Tensor
     prompt_lengths: Tensor
     response_lengths: Tensor
+    prompts: Tensor
 
     @classmethod
     def pack(cls, rows: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> "Sequences":
@@ -35,13 +38,20 @@ class Sequences:
         lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in rows])
         if len(rows) == 0 or int(lengths.min()) < 1:
             raise ValueError("every sequence needs at least one prompt token and one response token")
-        return cls(torch.tensor(tokens, device=device), lengths[:, 0].to(device), lengths[:, 1].to(device))
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt, _ in rows])
+        packed = cls(torch.tensor(tokens), lengths[:, 0], lengths[:, 1], prompts)
+        return packed.to(device)
 
     @classmethod
     def join(cls, parts: Sequence["Sequences"]) -> "Sequences":
         """The sequences of all parts, in order."""
-        names = ("tokens", "prompt_lengths", "response_lengths")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        tokens, prompts, responses, numbers = (
+            [getattr(part, field.name) for part in parts] for field in fields(cls)
+        )
+        firsts = accumulate((int(n.max()) + 1 for n in numbers), initial=0)
+        numbers = [n + first for n, first in zip(numbers, firsts, strict=False)]
+        return cls(torch.cat(tokens), torch.cat(prompts), torch.cat(responses), torch.cat(numbers))
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -52,12 +62,10 @@ class Sequences:
         owner = torch.repeat_interleave(lengths)
         place = torch.arange(len(owner), device=owner.device) - (lengths.cumsum(0) - lengths)[owner]
         tokens = self.tokens[self.starts[rows][owner] + place]
-        return Sequences(tokens, self.prompt_lengths[rows], self.response_lengths[rows])
+        return Sequences(tokens, self.prompt_lengths[rows], self.response_lengths[rows], self.prompts[rows])
 
     def to(self, device: torch.device | str) -> "Sequences":
-        return Sequences(
-            self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device)
-        )
+        return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @cached_property
     def lengths(self) -> Tensor:

@@ -1,11 +1,13 @@
 """A transformers decoder read as a function from packed sequences to hidden states."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.feedback.sequences import Sequences
+from trimtab.policies.fused import fused_hidden, is_of_family
 from trimtab.policies.packing import NAME, Packing
 
 
@@ -14,14 +16,21 @@ class Trunk:
 
     Sequences run packed, without padding, where the architecture allows it; this is tried on the
     model itself, so that an architecture that mixes tokens in another way than attention (a state
-    space, a convolution) or with a soft cap runs padded instead.
+    space, a convolution) or with a soft cap runs padded instead. So is the fused forward pass.
+
+    Attributes:
+        packed, shared, fused: without padding; equal prompts read once; with `fused_hidden`. Each may be
+            set to False.
     """
 
     def __init__(self, model: Any) -> None:
         # a PeftModel injects its layers into the very modules of the model that it wraps
         self.hf: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder: Any = self.hf.base_model
+        self.shared = True
+        self.fused = False
         self.packed = self._packing_is_exact()
+        self.fused = self.packed and self._fusing_is_exact()
 
     @property
     def device(self) -> torch.device:
@@ -32,16 +41,21 @@ class Trunk:
         return self._packed(sequences) if self.packed else self._padded(sequences)
 
     def _packed(self, sequences: Sequences) -> Tensor:
-        # a mask of four dimensions is passed on as it is, which keeps transformers from building one
-        no_mask = torch.empty(1, 1, 1, 1, device=sequences.tokens.device)
-        out = self.decoder(
-            input_ids=sequences.tokens[None],
-            position_ids=sequences.positions[None],
-            attention_mask=no_mask,
-            use_cache=False,
-            packing=Packing.of(sequences),
-        )
-        return out.last_hidden_state[0]
+        packing = Packing.of(sequences, shared=self.shared)
+        tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
+        # a transform such as forward differentiation knows no backward passes written by hand
+        if self.fused and not torch._C._are_functorch_transforms_active():
+            out = fused_hidden(self.decoder, tokens, positions, packing)
+        else:
+            # a mask of four dimensions is passed on as it is, which keeps transformers from building one
+            out = self.decoder(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                attention_mask=torch.empty(1, 1, 1, 1, device=tokens.device),
+                use_cache=False,
+                packing=packing,
+            ).last_hidden_state[0]
+        return out.index_select(0, packing.slots)
 
     def _padded(self, sequences: Sequences) -> Tensor:
         tokens, mask = sequences.padded()
@@ -51,25 +65,44 @@ class Trunk:
 
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:
-        """Whether packed and padded hidden states agree on two short sequences of this model."""
+        """Whether packed and padded hidden states agree on short sequences of this model."""
         original = self.hf.config._attn_implementation
         if original == "flash_attention_2":
             return False
+
+        def packed(probe: Sequences) -> Tensor:
+            self.hf.set_attn_implementation(NAME)
+            return self._packed(probe)
+
+        exact = self._agree(self._padded, packed)
+        if not exact:
+            self.hf.set_attn_implementation(original)
+        return exact
+
+    @torch.no_grad()
+    def _fusing_is_exact(self) -> bool:
+        """Whether the fused forward pass and transformers' own agree."""
+
+        def fused(probe: Sequences) -> Tensor:
+            self.fused = True
+            return self._packed(probe)
+
+        return is_of_family(self.decoder) and self._agree(self._packed, fused)
+
+    def _agree(self, known: Callable[[Sequences], Tensor], new: Callable[[Sequences], Tensor]) -> bool:
+        """Whether two ways lead to the same hidden states, on three short sequences."""
         was_training = self.hf.training
         self.hf.eval()
         vocabulary = self.hf.get_input_embeddings().num_embeddings
         ids = [(7 * i + 3) % vocabulary for i in range(9)]
-        probe = Sequences.pack([(ids[:3], ids[3:5]), (ids[5:6], ids[6:9])], self.device)
-        padded = self._padded(probe)
+        probe = Sequences.pack([(ids[:3], ids[3:5]), (ids[5:6], ids[6:9]), (ids[:3], ids[5:8])], self.device)
+        expected = known(probe)
         try:
-            self.hf.set_attn_implementation(NAME)
-            packed = self._packed(probe)
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            exact = False  # the architecture does not take packed rows: that is the answer asked for
-        else:
-            tolerance = 1e-4 if padded.dtype == torch.float32 else 5e-2
-            exact = torch.allclose(packed, padded, rtol=tolerance, atol=tolerance * float(padded.abs().max()))
-        if not exact:
-            self.hf.set_attn_implementation(original)
-        self.hf.train(was_training)
-        return exact
+            found = new(probe)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            return False  # the architecture does not take packed rows: that is the answer asked for
+        finally:
+            self.hf.train(was_training)
+        tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+        limit = tolerance * float(expected.abs().max())
+        return torch.allclose(found.to(expected.dtype), expected, rtol=tolerance, atol=limit)

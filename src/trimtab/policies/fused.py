@@ -1,0 +1,139 @@
+"""The decoders of the Llama family for packed rows: transformers' modules, with fewer passes over memory.
+
+On small models most of a training step is neither matrix products nor attention but what stands between them:
+norms, rotations and activations that autocast and autograd take apart into a dozen passes, with copies from
+one precision to the other. Here each is one function with its backward pass. The residual stream stays in
+fp32 and everything that enters a matrix product is in the run's precision, as under autocast.
+
+    x = x + o(attention(rope(q(h)), rope(k(h)), v(h)))   h = norm(x)
+    x = x + down(silu(gate(h)) * up(h))                  h = norm(x)
+
+The trunk tries it on each model beside transformers' own forward pass, and leaves it where the two differ.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trimtab.policies.packing import Packing, attend
+
+FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+
+
+def is_of_family(decoder: Any) -> bool:
+    """Whether a transformers decoder is built of the parts that `fused_hidden` calls."""
+    if type(decoder).__name__ not in FAMILY:
+        return False
+    attentions = [layer.self_attn for layer in decoder.layers]
+    plain = all(getattr(attention, "sliding_window", None) is None for attention in attentions)
+    hooked = any(hasattr(module, "_hf_hook") for module in decoder.modules())  # spread over devices
+    return plain and not hooked and decoder.config.hidden_act in ("silu", "swish")
+
+
+def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+    """[N'] tokens at these positions -> [N', H] hidden states."""
+    device = tokens.device.type
+    x = decoder.embed_tokens(tokens)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    cos, sin = (part[0, :, None].to(dtype) for part in decoder.rotary_emb(x, positions[None]))
+    for layer in decoder.layers:
+        arguments = (layer, x, cos, sin, packing)
+        if decoder.training and getattr(layer, "gradient_checkpointing", False):
+            x = checkpoint(_layer, *arguments, use_reentrant=False)
+        else:
+            x = _layer(*arguments)
+    return _norm(decoder.norm, x, dtype)
+
+
+def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
+    attention, mlp, dtype = layer.self_attn, layer.mlp, cos.dtype
+    heads = (len(x), -1, attention.head_dim)
+    h = _norm(layer.input_layernorm, x, dtype)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (projection(h).view(heads) for projection in projections)
+    if hasattr(attention, "q_norm"):
+        query, key = _norm(attention.q_norm, query, dtype), _norm(attention.k_norm, key, dtype)
+    query, key = _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
+    dropout = attention.attention_dropout if attention.training else 0.0
+    seen = attend(packing, query, key, value, attention.scaling, dropout=dropout)
+    x = x + attention.o_proj(seen.flatten(1))
+    h = _norm(layer.post_attention_layernorm, x, dtype)
+    return x + mlp.down_proj(_Swiglu.apply(mlp.gate_proj(h), mlp.up_proj(h)))
+
+
+def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return _RmsNorm.apply(x, module.weight, module.variance_epsilon, dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = w x r with r = (mean x^2 + eps)^-1/2 (Zhang & Sennrich 2019); dx = r (w g - x r^2 mean(w g x))."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, eps, dtype = inputs
+        size = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_sums(x))
+        scale = norm.square_().div_(size).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad = grads[0].to(scale.dtype)
+        along = grad * x
+        flat = along.flatten(0, -2)
+        of_weight = scale.flatten() @ flat
+        mean = (flat @ weight.to(flat.dtype)).view(scale.shape) / x.shape[-1]
+        of_x = grad.mul(weight).mul_(scale).addcmul_(x.to(scale.dtype), scale**3 * mean, value=-1)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), None, None
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary positions (Su et al. 2021): (a, b) -> (a cos - b sin, b cos + a sin); back by the other angle.
+
+    [N, heads, D] with cos and sin [N, 1, D], both halves of which are equal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        x, cos, sin = inputs
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, sin, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    (a, b), (c, _), (s, _) = x.chunk(2, -1), cos.chunk(2, -1), sin.chunk(2, -1)
+    out = torch.empty_like(x, dtype=cos.dtype)
+    first, second = out.chunk(2, -1)
+    torch.mul(a, c, out=first).addcmul_(b, s, value=-direction)
+    torch.mul(b, c, out=second).addcmul_(a, s, value=direction)
+    return out
+
+
+class _Swiglu(torch.autograd.Function):
+    """silu(gate) up (Shazeer 2020), whose product is computed again instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        gate, up = inputs
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        of_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return of_gate, torch.nn.functional.silu(gate).mul_(grads[0])
+
+
+def _sums(x: Tensor) -> torch.dtype:
+    """In which sums over x are taken."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
