@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Plan = list[tuple[Tensor, Tensor, Tensor, Tensor | None]]  # queries [B, Q], keys [B, K], real [B, Q], mask
 
@@ -70,6 +71,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out = ctx.saved_tensors
         sums = torch.float32 if query.dtype == torch.bfloat16 else query.dtype

@@ -11,14 +11,14 @@ fp32 and everything that enters a matrix product is in the run's precision, as u
 The trunk tries it on each model beside transformers' own forward pass, and leaves it where the two differ.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from trimtab.policies.packing import Packing, attend
-
+Look = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
@@ -32,22 +32,27 @@ def is_of_family(decoder: Any) -> bool:
     return plain and not hooked and decoder.config.hidden_act in ("silu", "swish")
 
 
-def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, packing: Packing) -> Tensor:
-    """[N'] tokens at these positions -> [N', H] hidden states."""
+def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look) -> Tensor:
+    """[N] tokens at these positions -> [N, H] hidden states.
+
+    Args:
+        look: attention: (its module, queries [N, heads, D], keys and values [N, groups, D]) ->
+            [N, heads, D]; called once for each layer in turn.
+    """
     device = tokens.device.type
     x = decoder.embed_tokens(tokens)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     cos, sin = (part[0, :, None].to(dtype) for part in decoder.rotary_emb(x, positions[None]))
     for layer in decoder.layers:
-        arguments = (layer, x, cos, sin, packing)
+        arguments = (layer, x, cos, sin, look)
         if decoder.training and getattr(layer, "gradient_checkpointing", False):
-            x = checkpoint(_layer, *arguments, use_reentrant=False)
+            x = layer._gradient_checkpointing_func(_layer, *arguments)
         else:
             x = _layer(*arguments)
     return _norm(decoder.norm, x, dtype)
 
 
-def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
+def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, look: Look) -> Tensor:
     attention, mlp, dtype = layer.self_attn, layer.mlp, cos.dtype
     heads = (len(x), -1, attention.head_dim)
     h = _norm(layer.input_layernorm, x, dtype)
@@ -56,9 +61,7 @@ def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) ->
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query, dtype), _norm(attention.k_norm, key, dtype)
     query, key = _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
-    dropout = attention.attention_dropout if attention.training else 0.0
-    seen = attend(packing, query, key, value, attention.scaling, dropout=dropout)
-    x = x + attention.o_proj(seen.flatten(1))
+    x = x + attention.o_proj(look(attention, query, key, value).flatten(1))
     h = _norm(layer.post_attention_layernorm, x, dtype)
     return x + mlp.down_proj(_Swiglu.apply(mlp.gate_proj(h), mlp.up_proj(h)))
 
@@ -80,6 +83,7 @@ class _RmsNorm(torch.autograd.Function):
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         grad = grads[0].to(scale.dtype)
@@ -104,6 +108,7 @@ class _Rotation(torch.autograd.Function):
         return _rotated(x, cos, sin, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, sin, -1), None, None
@@ -128,6 +133,7 @@ class _Swiglu(torch.autograd.Function):
         return torch.nn.functional.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         of_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)

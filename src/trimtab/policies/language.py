@@ -20,7 +20,7 @@ class LanguagePolicy(TransformersModel):
     def __init__(self, model: Any, tokenizer: Any, autocast: torch.dtype | None = None) -> None:
         super().__init__(model, tokenizer, autocast)
         self.end_tokens = end_tokens(tokenizer, getattr(self.trunk.hf, "generation_config", None))
-        self._head_is_linear = self._direct_head_is_exact()
+        self.head_is_linear = self._direct_head_is_exact()
 
     def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Log-probs of the response tokens: [S, R] float32, zero beyond a response's end.
@@ -34,7 +34,7 @@ class LanguagePolicy(TransformersModel):
     def logprobs_at(self, hidden: Tensor, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """`logprobs` from the trunk's hidden states [N, H]."""
         hidden = hidden[sequences.predicting_index]
-        if self._head_is_linear:
+        if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
             flat = token_logprobs(hidden, head.weight, sequences.targets, head.bias, temperature=temperature)
         else:  # scaled, capped or adapted logits go through the model's own head
@@ -46,7 +46,7 @@ class LanguagePolicy(TransformersModel):
     ) -> tuple[Tensor, Tensor]:
         """`logprobs_at`, and the entropy of each token's distribution in nats: [S, R], [S, R]."""
         hidden = hidden[sequences.predicting_index]
-        if self._head_is_linear:
+        if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
             flat, entropy = token_logprobs_and_entropy(
                 hidden, head.weight, sequences.targets, head.bias, temperature=temperature

@@ -1,6 +1,7 @@
 """A transformers decoder read as a function from packed sequences to hidden states."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from trimtab.feedback.sequences import Sequences
 from trimtab.policies.fused import fused_hidden, is_of_family
-from trimtab.policies.packing import NAME, Packing
+from trimtab.policies.packing import NAME, Packing, attend
 
 
 class Trunk:
@@ -45,7 +46,7 @@ class Trunk:
         tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
         # a transform such as forward differentiation knows no backward passes written by hand
         if self.fused and not torch._C._are_functorch_transforms_active():
-            out = fused_hidden(self.decoder, tokens, positions, packing)
+            out = fused_hidden(self.decoder, tokens, positions, partial(_attend, packing))
         else:
             # a mask of four dimensions is passed on as it is, which keeps transformers from building one
             out = self.decoder(
@@ -106,3 +107,9 @@ class Trunk:
         tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
         limit = tolerance * float(expected.abs().max())
         return torch.allclose(found.to(expected.dtype), expected, rtol=tolerance, atol=limit)
+
+
+def _attend(packing: Packing, attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as the fused forward pass asks for it."""
+    dropout = attention.attention_dropout if attention.training else 0.0
+    return attend(packing, query, key, value, attention.scaling, dropout=dropout)

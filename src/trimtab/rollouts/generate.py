@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.errors import check_bounds, check_positive
 from trimtab.feedback.sequences import Ids
 from trimtab.policies.language import LanguagePolicy
+from trimtab.rollouts.decoding import decoding
 
 MOST_FINISHED = 0.25  # share of rows that may idle before they leave: leaving copies the cache
 
@@ -95,11 +95,8 @@ def _answer(
     generator: torch.Generator,
 ) -> list[Response]:
     """One batch: read the prompts, then step by step choose a token and drop the rows that ended."""
-    tokens, mask = _left_padded(prompts, policy.device)
-    logits, cache = _read(policy, tokens, mask, cache=None)
-    logits = logits.repeat_interleave(samples, 0)
-    mask = mask.repeat_interleave(samples, 0)
-    cache.batch_repeat_interleave(samples)
+    model = decoding(policy)
+    logits = model.read(prompts, samples)
     ends = torch.tensor(sorted(policy.end_tokens), device=policy.device)
     rows = torch.arange(len(logits), device=policy.device)
     steps: list[Tensor] = []  # [3, B] row, token, whether it ends
@@ -116,10 +113,9 @@ def _answer(
             break
         if finished > len(rows) * MOST_FINISHED:
             going = (~done).nonzero()[:, 0]
-            rows, token, mask, done = rows[going], token[going], mask[going], done[going]
-            cache.batch_select_indices(going)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = _read(policy, token[:, None], mask, cache)
+            rows, token, done = rows[going], token[going], done[going]
+            model.keep(going)
+        logits = model.step(token)
     return _responses(len(prompts) * samples, torch.cat(steps, dim=1), torch.cat(logprobs))
 
 
@@ -135,35 +131,17 @@ def _responses(count: int, steps: Tensor, logprobs: Tensor) -> list[Response]:
     return [Response(*parts) for parts in zip(tokens, ended, values, strict=True)]
 
 
-def _read(policy: LanguagePolicy, tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    """Logits [B, V] that follow the last token, and the cache grown by the tokens."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-    with policy.autocasting():
-        out = policy.model(
-            input_ids=tokens,
-            attention_mask=None if bool(mask.all()) else mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-    if getattr(out, "past_key_values", None) is None:
-        name = type(policy.trunk.hf).__name__
-        raise UserError(f"{name} has no key-value cache; responses are generated only by models with one")
-    return out.logits[:, -1].float(), out.past_key_values
-
-
 def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A token for each row, [B], and its log-prob, [B]."""
-    logprobs = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
+    probs = (logits / (sampling.temperature or 1.0)).softmax(-1)
     if sampling.temperature == 0:
-        token = logprobs.argmax(-1)
+        token = probs.argmax(-1)
     else:
         # one uniform number a row; torch.multinomial draws one for each token of the vocabulary
-        mass = _kept(logprobs.exp(), sampling).cumsum(-1)
+        mass = _kept(probs, sampling).cumsum(-1)
         point = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
         token = torch.searchsorted(mass, point, right=True).clamp(max=mass.shape[1] - 1)[:, 0]
-    return token, logprobs.gather(-1, token[:, None])[:, 0]
+    return token, probs.gather(-1, token[:, None])[:, 0].log()
 
 
 def _kept(probs: Tensor, sampling: Sampling) -> Tensor:
@@ -177,13 +155,3 @@ def _kept(probs: Tensor, sampling: Sampling) -> Tensor:
         beyond = before >= sampling.top_p * falling.sum(-1, keepdim=True)
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
     return probs
-
-
-def _left_padded(prompts: list[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(p) for p in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = True
-    return tokens.to(device), mask.to(device)

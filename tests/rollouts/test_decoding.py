@@ -1,0 +1,64 @@
+"""Token by token, with keys and values in place and with transformers' cache: the logits of a whole pass."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.models import causal_model, letter_tokenizer, policy
+from torch import Tensor
+
+from trimtab.policies.language import LanguagePolicy
+from trimtab.rollouts import decoding
+from trimtab.rollouts.decoding import InPlace, Transformers
+
+PROMPTS = [[5, 6, 7, 8], [9], [10, 11, 12]]
+SAMPLES = 2
+TOLD = torch.tensor([[4, 13, 5], [6, 6, 9], [7, 14, 8], [15, 4, 4], [9, 5, 6], [12, 13, 14]])
+
+
+def whole(model: Any, row: int, tokens: int) -> Tensor:
+    """[V] logits after a row's prompt and its first tokens, by one pass without a cache."""
+    ids = PROMPTS[row // SAMPLES] + TOLD[row, :tokens].tolist()
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("way", [InPlace, Transformers])
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("Llama", {}), ("Llama", {"num_key_value_heads": 2}), ("Qwen3", {"num_key_value_heads": 1})],
+)
+@torch.no_grad()
+def test_the_same_logits_as_in_one_pass(
+    way: Any, architecture: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "ROOM", 2)  # the third token needs more
+    learner = policy(architecture, **settings)
+    model = way(learner)
+    rows = torch.arange(len(TOLD))
+    logits = model.read(PROMPTS, SAMPLES)
+    for told in range(4):
+        expected = torch.stack([whole(learner.model, int(row), told) for row in rows])
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+        if told == 1:
+            stay = torch.tensor([0, 2, 3, 5])
+            model.keep(stay)
+            rows = rows[stay]
+        if told < 3:
+            logits = model.step(TOLD[rows, told])
+
+
+@torch.no_grad()
+def test_in_bf16_the_two_ways_are_near() -> None:
+    learner = LanguagePolicy(causal_model("Llama"), letter_tokenizer(), autocast=torch.bfloat16)
+    found = []
+    with learner.autocasting():
+        for way in (InPlace(learner), Transformers(learner)):
+            found.append([way.read(PROMPTS, SAMPLES), way.step(TOLD[:, 0]), way.step(TOLD[:, 1])])
+    ours, theirs = (torch.stack(logits) for logits in found)
+    assert 0 < float((ours - theirs).abs().max()) < 0.05 * float(theirs.abs().max())
+
+
+def test_what_is_not_of_the_family_takes_transformers_cache() -> None:
+    assert isinstance(decoding.decoding(policy("Llama")), InPlace)
+    assert isinstance(decoding.decoding(policy("GPT2")), Transformers)
+    assert isinstance(decoding.decoding(policy("Mistral")), Transformers)  # its window slides
