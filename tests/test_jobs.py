@@ -76,6 +76,17 @@ def test_gradient_checkpointing_changes_no_number(rank: int, tmp_path: Path) -> 
         assert two == pytest.approx(one, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("names", ["fused", "shared-prompts", "packing, fused"])
+def test_leaving_techniques_out_changes_no_number(names: str, tmp_path: Path) -> None:
+    for one, two in zip(train(tmp_path / "all"), train(tmp_path / "less", without=names), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-7)
+
+
+def test_an_unknown_technique_is_named_with_the_nearest_known_one() -> None:
+    with pytest.raises(UserError, match="without: there is no technique 'fuse'; did you mean 'fused'"):
+        ModelConfig("unused", without="packing,fuse")
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_bf16_runs_on_a_cpu_and_saves_what_it_holds(rank: int, tmp_path: Path) -> None:
     exact, rounded = (

@@ -3,7 +3,7 @@
 On small models most of a training step is neither matrix products nor attention but what stands between them:
 norms, rotations and activations that autocast and autograd take apart into a dozen passes, with copies from
 one precision to the other. Here each is one function with its backward pass. The residual stream stays in
-fp32 and everything that enters a matrix product is in the run's precision, as under autocast.
+the precision of the embeddings and what enters a matrix product is in the run's, as under autocast.
 
     x = x + o(attention(rope(q(h)), rope(k(h)), v(h)))   h = norm(x)
     x = x + down(silu(gate(h)) * up(h))                  h = norm(x)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.errors import UserError, check_bounds, check_positive, nearest
 from trimtab.hub import hub_answers
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
+from trimtab.policies.trunk import TECHNIQUES
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -37,10 +38,20 @@ class ModelConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third slower."""
+    without: str | None = None
+    """Techniques to leave out, to compare: packing, shared-prompts, fused, or several with commas between."""
 
     def __post_init__(self) -> None:
+        for name in self.left_out:
+            if name not in TECHNIQUES:
+                raise UserError(f"without: there is no technique {name!r}; {nearest(name, TECHNIQUES)}")
         check_bounds(self, lora_rank=(0, math.inf))
         check_positive(self, "lora_alpha")
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names in `without`."""
+        return [name.strip() for name in self.without.split(",")] if self.without else []
 
 
 def load_tokenizer(name: str) -> Any:
@@ -63,7 +74,9 @@ def load_language_policy(config: ModelConfig, *, trainable: bool = True, seed: i
     if missing:
         raise UserError(f"{config.model}: not a language model, as a reward model is not: no {min(missing)}")
     model = _prepare(model, config, trainable, "CAUSAL_LM", seed)
-    return LanguagePolicy(model, tokenizer, _autocast(config))
+    policy = LanguagePolicy(model, tokenizer, _autocast(config))
+    policy.trunk.without(config.left_out)
+    return policy
 
 
 def load_reward_model(config: ModelConfig, *, trainable: bool = True, seed: int = 0) -> RewardModel:
@@ -82,7 +95,9 @@ def load_reward_model(config: ModelConfig, *, trainable: bool = True, seed: int 
         _draw_head(model.score.weight, seed)
     _give_padding_token(model, tokenizer)
     model = _prepare(model, config, trainable, "SEQ_CLS", seed)
-    return RewardModel(model, tokenizer, _autocast(config))
+    reward_model = RewardModel(model, tokenizer, _autocast(config))
+    reward_model.trunk.without(config.left_out)
+    return reward_model
 
 
 def _draw_head(weight: torch.Tensor, seed: int) -> None:

@@ -12,7 +12,7 @@ is transformers' own SDPA attention.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trimtab.feedback.sequences import Sequences
-from trimtab.policies.cpu_attention import cpu_attention, suits
+from trimtab.policies.cpu_attention import Plan, cpu_attention, suits
 
 NAME = "trimtab_packed"
 PADDING = 1.25  # places of a rectangle for each token in it, at most
@@ -36,7 +36,7 @@ class Rectangle:
 
     Attributes:
         queries, keys: [B, Q] and [B, K] places in the packed row; a short row repeats its last place.
-        places: [B, Q] each query's place in its own sequence; those of the keys are 0, 1, 2, ...
+        places: [B, Q] or [1, Q] each query's place in its own sequence; those of the keys are 0, 1, 2, ...
         real: [B, Q] false where a row has ended.
     """
 
@@ -51,7 +51,7 @@ class Rectangle:
         return self.queries.shape == self.keys.shape
 
     def mask(self, window: int | None) -> Tensor | None:
-        """[B, 1, Q, K] true where a query may look; None for the plain causal form."""
+        """[B or 1, 1, Q, K] true where a query may look; None for the plain causal form."""
         if self.is_square and (window is None or self.keys.shape[1] <= window):
             return None
         distance = self.places[:, :, None] - torch.arange(self.keys.shape[1], device=self.keys.device)
@@ -74,6 +74,7 @@ class Packing:
     read: Tensor
     slots: Tensor
     fresh: Tensor  # [S] whether a sequence's prompt is read in it
+    plans: dict[int | None, Plan] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sequences: Sequences, *, shared: bool = True) -> "Packing":
@@ -97,6 +98,12 @@ class Packing:
         whole, rest = self.fresh.nonzero()[:, 0], (~self.fresh).nonzero()[:, 0]
         return [*self._rectangles(whole, whole=True), *self._rectangles(rest, whole=False)]
 
+    def plan(self, window: int | None) -> Plan:
+        """What to compute, for every layer that looks no further back than `window`."""
+        if window not in self.plans:
+            self.plans[window] = [(r.queries, r.keys, r.real, r.mask(window)) for r in self.rectangles]
+        return self.plans[window]
+
     def _rectangles(self, rows: Tensor, *, whole: bool) -> Iterator[Rectangle]:
         sequences = self.sequences
         lengths, responses = sequences.lengths.tolist(), sequences.response_lengths.tolist()
@@ -107,7 +114,7 @@ class Packing:
             place = torch.arange(longest, device=ends.device).minimum(ends)
             keys = self.slots[sequences.starts[chosen, None] + place]
             if whole:
-                places = torch.arange(longest, device=ends.device).expand_as(keys)
+                places = torch.arange(longest, device=ends.device)[None]
                 yield Rectangle(keys, keys, places, places <= ends)
                 continue
             answers = max(responses[row] for row in group)
@@ -166,7 +173,7 @@ def attend(
     window: int | None = None,
 ) -> Tensor:
     """[N', H, D] queries, [N', G, D] keys and values, H a multiple of G -> [N', H, D]."""
-    plan = [(r.queries, r.keys, r.real, r.mask(window)) for r in packing.rectangles]
+    plan = packing.plan(window)
     if not dropout and suits(query):
         return cpu_attention(query, key, value, plan, scale)
     out = torch.empty_like(query)

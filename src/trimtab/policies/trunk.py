@@ -1,6 +1,6 @@
 """A transformers decoder read as a function from packed sequences to hidden states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,8 @@ from trimtab.feedback.sequences import Sequences
 from trimtab.policies.fused import fused_hidden, is_of_family
 from trimtab.policies.packing import NAME, Packing, attend
 
+TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused"}  # name -> attribute of Trunk
+
 
 class Trunk:
     """The decoder below the head of a transformers model, with or without a LoRA adapter.
@@ -20,8 +22,7 @@ class Trunk:
     space, a convolution) or with a soft cap runs padded instead. So is the fused forward pass.
 
     Attributes:
-        packed, shared, fused: without padding; equal prompts read once; with `fused_hidden`. Each may be
-            set to False.
+        packed, shared, fused: without padding; equal prompts read once; with `fused_hidden`. See `without`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,6 +37,11 @@ class Trunk:
     @property
     def device(self) -> torch.device:
         return self.hf.device
+
+    def without(self, techniques: Iterable[str]) -> None:
+        """Leaves out techniques, by their names in TECHNIQUES: slower, and the same numbers."""
+        for name in techniques:
+            setattr(self, TECHNIQUES[name], False)
 
     def hidden(self, sequences: Sequences) -> Tensor:
         """[N, H] the last hidden state of every token of the packed sequences."""
