@@ -79,7 +79,8 @@ def test_gradient_checkpointing_changes_no_number(rank: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("names", ["fused", "shared-prompts", "packing, fused"])
 def test_leaving_techniques_out_changes_no_number(names: str, tmp_path: Path) -> None:
     for one, two in zip(train(tmp_path / "all"), train(tmp_path / "less", without=names), strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-7)
+        for name in ("loss", "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
 
 
 def test_an_unknown_technique_is_named_with_the_nearest_known_one() -> None:
