@@ -9,6 +9,7 @@ from rich.text import Text
 from trimtab.errors import UserError
 from trimtab.methods import METHODS, Method, find
 from trimtab.methods.base import STAGES
+from trimtab.presets import serves_environments
 from trimtab.terminal import console
 
 DATA = {
@@ -66,7 +67,7 @@ def cells(method: type[Method[Any]]) -> list[str]:
     return [
         method.name,
         method.stage,
-        DATA[method.data],
+        DATA[method.data] + (" or an environment" if serves_environments(method.name) else ""),
         " and ".join(needs) or "nothing",
         "online" if method.online else "offline",
         method.source,

@@ -21,6 +21,11 @@ def preset(method: str, env: str) -> dict[str, Any]:
     return settings
 
 
+def serves_environments(method: str) -> bool:
+    """Whether a method learns from steps in environments, too."""
+    return method in load_yaml(ANY)
+
+
 def environments() -> list[str]:
     """The environments that have settings of their own."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml") if file != ANY)
