@@ -101,12 +101,42 @@ def test_a_prompt_is_read_once_for_all_its_responses() -> None:
     assert Packing.of(sequences.select(torch.tensor([1]))).slots.tolist() == [0, 1]
 
 
+def test_a_response_much_longer_than_its_prompt_is_read_with_it() -> None:
+    sequences = Sequences.pack([([7], [1, 2]), ([7], [3, 4, 5, 6]), ([7], [3, 4, 5, 6, 8])])
+    assert Packing.of(sequences).slots.tolist() == [0, 1, 2, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
 def test_rectangles_hold_every_query_once_and_little_padding() -> None:
-    found = Packing.of(pack(random_rows(40, seed=3)))
-    places = torch.cat([r.queries[r.real] for r in found.rectangles])
-    assert places.sort().values.tolist() == list(range(len(found.read)))
-    for rectangle in found.rectangles:
-        assert rectangle.real.numel() <= 1.25 * int(rectangle.real.sum())
+    for rows in (random_rows(40, seed=3), ROWS):
+        found = Packing.of(pack(rows))
+        places = torch.cat([r.queries.flatten()[r.real] for r in found.rectangles()])
+        assert places.sort().values.tolist() == list(range(len(found.read)))
+        assert places[found.order].tolist() == list(range(len(found.read)))
+        for rectangle in found.rectangles():
+            tokens = sum(len(set(row)) for row in rectangle.keys.tolist())
+            assert rectangle.keys.numel() <= 1.25 * tokens
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_second_derivatives_fail_rather_than_being_wrong(fused: bool) -> None:
+    learner = policy("Llama")
+    learner.trunk.fused = fused
+    parameters = learner.parameters()
+    hidden = learner.trunk.hidden(pack(ROWS)).square().sum()
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(hidden, parameters, create_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize("window", [7, 20, None])
+def test_a_sliding_window_longer_than_the_probe_is_kept(window: int | None) -> None:
+    learner = policy("Mistral", sliding_window=window)
+    assert learner.trunk.packed and learner.trunk.fused == (window is None)
+    rows = [(list(range(4, 16)) * 2, list(range(5, 15)) * 3), ([4], [5, 6])]
+    sequences = pack(rows)
+    with torch.no_grad():
+        ours = learner.logprobs(sequences)[sequences.mask]
+        theirs = torch.cat([alone(learner.model, *row) for row in rows])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.fixture

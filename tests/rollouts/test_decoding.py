@@ -8,8 +8,7 @@ from tests.models import causal_model, letter_tokenizer, policy
 from torch import Tensor
 
 from trimtab.policies.language import LanguagePolicy
-from trimtab.rollouts import decoding
-from trimtab.rollouts.decoding import InPlace, Transformers
+from trimtab.rollouts.decoding import InPlace, Transformers, decoding
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11, 12]]
 SAMPLES = 2
@@ -28,12 +27,9 @@ def whole(model: Any, row: int, tokens: int) -> Tensor:
     [("Llama", {}), ("Llama", {"num_key_value_heads": 2}), ("Qwen3", {"num_key_value_heads": 1})],
 )
 @torch.no_grad()
-def test_the_same_logits_as_in_one_pass(
-    way: Any, architecture: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "ROOM", 2)  # the third token needs more
+def test_the_same_logits_as_in_one_pass(way: Any, architecture: str, settings: dict[str, Any]) -> None:
     learner = policy(architecture, **settings)
-    model = way(learner)
+    model = InPlace(learner, room=2) if way is InPlace else way(learner)  # the third token needs more room
     rows = torch.arange(len(TOLD))
     logits = model.read(PROMPTS, SAMPLES)
     for told in range(4):
@@ -59,6 +55,10 @@ def test_in_bf16_the_two_ways_are_near() -> None:
 
 
 def test_what_is_not_of_the_family_takes_transformers_cache() -> None:
-    assert isinstance(decoding.decoding(policy("Llama")), InPlace)
-    assert isinstance(decoding.decoding(policy("GPT2")), Transformers)
-    assert isinstance(decoding.decoding(policy("Mistral")), Transformers)  # its window slides
+    assert isinstance(decoding(policy("Llama"), 5), InPlace)
+    assert isinstance(decoding(policy("GPT2"), 5), Transformers)
+    assert isinstance(decoding(policy("Mistral", sliding_window=1000), 5), Transformers)
+    assert isinstance(decoding(policy("Mistral", sliding_window=None), 5), InPlace)
+    unpacked = policy("Llama")
+    unpacked.trunk.without(["packing"])
+    assert isinstance(decoding(unpacked, 5), Transformers)

@@ -8,7 +8,8 @@ the precision of the embeddings and what enters a matrix product is in the run's
     x = x + o(attention(rope(q(h)), rope(k(h)), v(h)))   h = norm(x)
     x = x + down(silu(gate(h)) * up(h))                  h = norm(x)
 
-The trunk tries it on each model beside transformers' own forward pass, and leaves it where the two differ.
+The trunk tries it on each model, with a few tokens, beside transformers' own forward pass, and leaves it
+where the two differ.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from trimtab.policies.cpu_attention import refuse_second_derivatives
 
 Look = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
 def is_of_family(decoder: Any) -> bool:
-    """Whether a transformers decoder is built of the parts that `fused_hidden` calls."""
+    """Whether a transformers decoder is built of the parts that `fused_hidden` calls.
+
+    Hooks on layers would not be called: a decoder that has some is none.
+    """
     if type(decoder).__name__ not in FAMILY:
         return False
-    attentions = [layer.self_attn for layer in decoder.layers]
-    plain = all(getattr(attention, "sliding_window", None) is None for attention in attentions)
-    hooked = any(hasattr(module, "_hf_hook") for module in decoder.modules())  # spread over devices
-    return plain and not hooked and decoder.config.hidden_act in ("silu", "swish")
+    of_config = getattr(decoder.config, "sliding_window", None)  # where Mistral's layers find theirs
+    windows = [getattr(layer.self_attn, "sliding_window", of_config) for layer in decoder.layers]
+    modules = list(decoder.modules())
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    hooked = hooked or any(hasattr(module, "_hf_hook") for module in modules)  # spread over devices
+    return set(windows) == {None} and not hooked and decoder.config.hidden_act in ("silu", "swish")
 
 
 def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look) -> Tensor:
@@ -53,6 +60,7 @@ def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look) ->
 
 
 def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, look: Look) -> Tensor:
+    """[N, H] -> [N, H], with cosines and sines [N, 1, D] of the positions."""
     attention, mlp, dtype = layer.self_attn, layer.mlp, cos.dtype
     heads = (len(x), -1, attention.head_dim)
     h = _norm(layer.input_layernorm, x, dtype)
@@ -67,6 +75,7 @@ def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, look: Look) -> Tenso
 
 
 def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., H] over its last dimension, in this precision."""
     return _RmsNorm.apply(x, module.weight, module.variance_epsilon, dtype)
 
 
@@ -83,16 +92,15 @@ class _RmsNorm(torch.autograd.Function):
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         x, weight, scale = ctx.saved_tensors
         grad = grads[0].to(scale.dtype)
-        along = grad * x
-        flat = along.flatten(0, -2)
-        of_weight = scale.flatten() @ flat
+        flat = (grad * x).flatten(0, -2)
+        of_weight = (scale.flatten() @ flat).to(weight.dtype) if ctx.needs_input_grad[1] else None
         mean = (flat @ weight.to(flat.dtype)).view(scale.shape) / x.shape[-1]
         of_x = grad.mul(weight).mul_(scale).addcmul_(x.to(scale.dtype), scale**3 * mean, value=-1)
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), None, None
+        return of_x.to(x.dtype), of_weight, None, None
 
 
 class _Rotation(torch.autograd.Function):
@@ -108,8 +116,8 @@ class _Rotation(torch.autograd.Function):
         return _rotated(x, cos, sin, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, sin, -1), None, None
 
@@ -133,8 +141,8 @@ class _Swiglu(torch.autograd.Function):
         return torch.nn.functional.silu(gate).mul_(up)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         gate, up = ctx.saved_tensors
         of_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return of_gate, torch.nn.functional.silu(gate).mul_(grads[0])

@@ -24,41 +24,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trimtab.feedback.sequences import Sequences
-from trimtab.policies.cpu_attention import Plan, cpu_attention, suits
+from trimtab.policies.cpu_attention import Rectangle, cpu_attention, suits
 
 NAME = "trimtab_packed"
-PADDING = 1.25  # places of a rectangle for each token in it, at most
-
-
-@dataclass(frozen=True)
-class Rectangle:
-    """B sequences of like length: their queries, and the keys that these look at.
-
-    Attributes:
-        queries, keys: [B, Q] and [B, K] places in the packed row; a short row repeats its last place.
-        places: [B, Q] or [1, Q] each query's place in its own sequence; those of the keys are 0, 1, 2, ...
-        real: [B, Q] false where a row has ended.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    places: Tensor
-    real: Tensor
-
-    @property
-    def is_square(self) -> bool:
-        """Every query looks at the keys up to its own number: no mask is needed."""
-        return self.queries.shape == self.keys.shape
-
-    def mask(self, window: int | None) -> Tensor | None:
-        """[B or 1, 1, Q, K] true where a query may look; None for the plain causal form."""
-        if self.is_square and (window is None or self.keys.shape[1] <= window):
-            return None
-        distance = self.places[:, :, None] - torch.arange(self.keys.shape[1], device=self.keys.device)
-        seen = distance >= 0
-        if window is not None:
-            seen &= distance < window
-        return seen[:, None]
+PADDING = 1.25  # keys of a rectangle for each token in it, at most
+WORTH = 4  # a response longer than so many times its prompt is read with it: masks cost more than they save
 
 
 @dataclass(frozen=True)
@@ -68,59 +38,72 @@ class Packing:
     Attributes:
         read: [N'] the tokens that are read, in their order; all but prompts that stand further up.
         slots: [N] where each token of the sequences stands among those.
+        whole: [S] whether a sequence's prompt is read in it.
     """
 
     sequences: Sequences
     read: Tensor
     slots: Tensor
-    fresh: Tensor  # [S] whether a sequence's prompt is read in it
-    plans: dict[int | None, Plan] = field(default_factory=dict)
+    whole: Tensor
+    known: dict[int | None, list[Rectangle]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sequences: Sequences, *, shared: bool = True) -> "Packing":
         """Args: shared: read equal prompts once."""
         count = torch.arange(len(sequences), device=sequences.tokens.device)
-        first = count
-        if shared:
-            numbers = sequences.prompts
-            first = count.new_full((int(numbers.max()) + 1,), len(count))
-            first = first.scatter_reduce(0, numbers, count, "amin")[numbers]
-        fresh = first == count
+        source = _first(sequences, count) if shared else count
+        whole = source == count
         in_prompt = sequences.positions < sequences.prompt_lengths[sequences.owner]
-        is_read = fresh[sequences.owner] | ~in_prompt
-        source = sequences.starts[torch.where(in_prompt, first[sequences.owner], sequences.owner)]
-        slots = (is_read.cumsum(0) - 1)[source + sequences.positions]
-        return cls(sequences, is_read.nonzero()[:, 0], slots, fresh)
+        is_read = whole[sequences.owner] | ~in_prompt
+        start = sequences.starts[torch.where(in_prompt, source[sequences.owner], sequences.owner)]
+        slots = (is_read.cumsum(0) - 1)[start + sequences.positions]
+        return cls(sequences, is_read.nonzero()[:, 0], slots, whole)
 
-    @cached_property
-    def rectangles(self) -> list[Rectangle]:
-        """All queries, each once."""
-        whole, rest = self.fresh.nonzero()[:, 0], (~self.fresh).nonzero()[:, 0]
-        return [*self._rectangles(whole, whole=True), *self._rectangles(rest, whole=False)]
+    def rectangles(self, window: int | None = None) -> list[Rectangle]:
+        """All queries, each once, for layers that look no further back than `window`."""
+        if window not in self.known:
+            whole, rest = self.whole.nonzero()[:, 0], (~self.whole).nonzero()[:, 0]
+            self.known[window] = [
+                *self._rectangles(whole, window, causal=True),
+                *self._rectangles(rest, window, causal=False),
+            ]
+        return self.known[window]
 
-    def plan(self, window: int | None) -> Plan:
-        """What to compute, for every layer that looks no further back than `window`."""
-        if window not in self.plans:
-            self.plans[window] = [(r.queries, r.keys, r.real, r.mask(window)) for r in self.rectangles]
-        return self.plans[window]
-
-    def _rectangles(self, rows: Tensor, *, whole: bool) -> Iterator[Rectangle]:
+    def _rectangles(self, rows: Tensor, window: int | None, *, causal: bool) -> Iterator[Rectangle]:
+        """Those of whole sequences, or those whose queries are responses alone."""
         sequences = self.sequences
-        lengths, responses = sequences.lengths.tolist(), sequences.response_lengths.tolist()
+        device, lengths = self.slots.device, sequences.lengths.tolist()
+        responses = sequences.response_lengths.tolist()
         for group in _alike(rows.tolist(), lengths):
             longest = max(lengths[row] for row in group)
-            chosen = torch.tensor(group, device=self.slots.device)
-            ends = sequences.lengths[chosen, None] - 1
-            place = torch.arange(longest, device=ends.device).minimum(ends)
-            keys = self.slots[sequences.starts[chosen, None] + place]
-            if whole:
-                places = torch.arange(longest, device=ends.device)[None]
-                yield Rectangle(keys, keys, places, places <= ends)
-                continue
-            answers = max(responses[row] for row in group)
-            places = sequences.prompt_lengths[chosen, None] + torch.arange(answers, device=ends.device)
-            queries = self.slots[sequences.starts[chosen, None] + places.minimum(ends)]
-            yield Rectangle(queries, keys, places.minimum(ends), places <= ends)
+            numbers = torch.tensor(group, device=device)
+            starts, last = sequences.starts[numbers, None], sequences.lengths[numbers, None] - 1
+            place = torch.arange(longest, device=device)
+            keys = self.slots[starts + place.minimum(last)]
+            if causal:
+                queries, places, of_query = keys, place[None], place[None]
+            else:
+                of_query = torch.arange(max(responses[row] for row in group), device=device)
+                of_query = sequences.prompt_lengths[numbers, None] + of_query
+                places = of_query.minimum(last)
+                queries = self.slots[starts + places]
+            mask = None
+            if not causal or (window is not None and longest > window):
+                distance = places[:, :, None] - place
+                mask = (distance >= 0 if window is None else (distance >= 0) & (distance < window))[:, None]
+            yield Rectangle(queries, keys, (of_query <= last).flatten().nonzero()[:, 0], mask)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[N'] where the query of each packed token stands among those of all rectangles."""
+        return torch.cat([r.queries.flatten()[r.real] for r in self.rectangles()]).argsort()
+
+
+def _first(sequences: Sequences, count: Tensor) -> Tensor:
+    """[S] the sequence in which the prompt of each is read: the first that has it, or its own."""
+    first = count.new_full((int(sequences.prompts.max()) + 1,), len(count))
+    first = first.scatter_reduce(0, sequences.prompts, count, "amin")[sequences.prompts]
+    return torch.where(sequences.response_lengths > WORTH * sequences.prompt_lengths, count, first)
 
 
 def _alike(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
@@ -157,7 +140,7 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):  # which reaches torch's own attention only
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [N, heads, D]
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [N', heads, D]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(packing, q, k, v, scale, dropout=dropout, window=sliding_window)[None], None
 
@@ -173,23 +156,26 @@ def attend(
     window: int | None = None,
 ) -> Tensor:
     """[N', H, D] queries, [N', G, D] keys and values, H a multiple of G -> [N', H, D]."""
-    plan = packing.plan(window)
+    rectangles = packing.rectangles(window)
     if not dropout and suits(query):
-        return cpu_attention(query, key, value, plan, scale)
-    out = torch.empty_like(query)
-    for queries, keys, real, mask in plan:
-        rows = scaled_dot_product_attention(
-            query[queries].transpose(1, 2),
-            key[keys].transpose(1, 2),
-            value[keys].transpose(1, 2),
-            attn_mask=mask,
+        return cpu_attention(query, key, value, rectangles, scale)
+    parts = []
+    for rectangle in rectangles:
+        q, k, v = query[rectangle.queries], key[rectangle.keys], value[rectangle.keys]
+        if rectangle.mask is not None:  # with a mask, kernels do not take grouped queries
+            k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
+        out = scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=rectangle.mask,
             dropout_p=dropout,
-            is_causal=mask is None,
+            is_causal=rectangle.mask is None,
             scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=q.shape[2] != k.shape[2],
         )
-        out = out.index_put((queries[real],), rows.transpose(1, 2)[real])
-    return out
+        parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, rectangle.real))
+    return torch.cat(parts).index_select(0, packing.order)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -22,7 +22,7 @@ ROOM = 128  # columns that are added at a time
 
 
 class Decoding(Protocol):
-    """B rows of tokens that grow together. Each call gives the logits [B, V] of what follows."""
+    """B rows of tokens that grow together: read once, then step by step, each time with the logits [B, V]."""
 
     def read(self, prompts: list[Ids], samples: int) -> Tensor:
         """Reads every prompt once, for `samples` rows each that stand side by side."""
@@ -34,15 +34,17 @@ class Decoding(Protocol):
         """Forgets all but these rows."""
 
 
-def decoding(policy: LanguagePolicy) -> Decoding:
-    """What suits the policy's architecture."""
-    return InPlace(policy) if policy.trunk.fused and policy.head_is_linear else Transformers(policy)
+def decoding(policy: LanguagePolicy, most: int) -> Decoding:
+    """What suits the policy's architecture, for `most` new tokens."""
+    in_place = policy.trunk.fused and policy.head_is_linear
+    return InPlace(policy, min(ROOM, most)) if in_place else Transformers(policy)
 
 
 class InPlace:
     """The fused forward pass, with keys and values [B, G, T, D] of every layer written in place."""
 
-    def __init__(self, policy: LanguagePolicy) -> None:
+    def __init__(self, policy: LanguagePolicy, room: int = ROOM) -> None:
+        self.room = room
         self.decoder, self.head = policy.trunk.decoder, policy.trunk.hf.get_output_embeddings()
         self.device = policy.device
         self.keys: list[Tensor] = []
@@ -75,17 +77,18 @@ class InPlace:
         return self.head(last).float().repeat_interleave(samples, 0)
 
     def _remember(self, key: Tensor, value: Tensor, samples: int) -> None:
+        """A layer's keys and values of the prompts, [P, G, T, D], for all samples and with room for more."""
         for whole, part in ((self.keys, key), (self.values, value)):
             rows, heads, columns, size = part.shape
-            room = part.new_empty(rows * samples, heads, columns + ROOM, size)
-            room[:, :, :columns] = part.repeat_interleave(samples, 0)
-            whole.append(room)
+            grown = part.new_empty(rows * samples, heads, columns + self.room, size)
+            grown[:, :, :columns] = part.repeat_interleave(samples, 0)
+            whole.append(grown)
 
     def step(self, tokens: Tensor) -> Tensor:
         if self.columns == self.keys[0].shape[2]:
             for whole in (self.keys, self.values):
                 for place, part in enumerate(whole):
-                    whole[place] = torch.nn.functional.pad(part, (0, 0, 0, ROOM))
+                    whole[place] = torch.nn.functional.pad(part, (0, 0, 0, self.room))
         self.positions = self.positions + 1
         self.real = torch.nn.functional.pad(self.real, (0, 1), value=True)
         now, self.columns = self.columns, self.columns + 1

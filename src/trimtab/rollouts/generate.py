@@ -95,7 +95,7 @@ def _answer(
     generator: torch.Generator,
 ) -> list[Response]:
     """One batch: read the prompts, then step by step choose a token and drop the rows that ended."""
-    model = decoding(policy)
+    model = decoding(policy, sampling.max_new_tokens)
     logits = model.read(prompts, samples)
     ends = torch.tensor(sorted(policy.end_tokens), device=policy.device)
     rows = torch.arange(len(logits), device=policy.device)

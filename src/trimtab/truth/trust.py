@@ -124,7 +124,7 @@ def first_step(parameters: dict[str, float], world: World) -> Step:
 def fisher_on_a_llama() -> Equality:
     """The Fisher matrix times a vector, against the KL differentiated twice, on all responses."""
     policy = ActorCritic(tiny_llama(seed=0))
-    policy.actor.trunk.packed = False  # the backward passes of packed rows are not differentiable again
+    policy.actor.trunk.packed = False  # packed rows have no second derivatives
     parameters: dict[str, Tensor] = dict(policy.named_parameters())
     generator = torch.Generator().manual_seed(0)
     vector = {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()}
