@@ -20,12 +20,12 @@ from typing import Any
 
 SB3_DEFAULTS = {
     "envs": 1, "steps": 2048, "epochs": 10, "minibatch_size": 64, "gamma": 0.99, "lam": 0.95,
-    "learning_rate": 3e-4, "clip": 0.2, "entropy_bonus": 0.0, "value_weight": 1.0,
+    "learning_rate": 3e-4, "clip": 0.2, "entropy_bonus": 0.0, "value_weight": 1.0, "whiten_minibatches": True,
 }  # fmt: skip
 DISCRETE = {
     "envs": 4, "steps": 128, "epochs": 4, "minibatch_size": 128, "gamma": 0.99, "lam": 0.95,
     "learning_rate": 2.5e-4, "schedule": "linear", "clip": 0.2, "value_clip": 0.2, "entropy_bonus": 0.01,
-    "value_weight": 0.5,
+    "value_weight": 0.5, "whiten_minibatches": True,
 }  # fmt: skip
 CONTINUOUS = {
     **SB3_DEFAULTS, "schedule": "linear", "value_clip": 0.2, "value_weight": 0.5,

@@ -74,7 +74,7 @@ def job_of(method: str, settings: Settings, seed: int) -> ControlJob:
 
 
 def train_sb3(method: str, settings: Settings, seed: int) -> Trained:
-    """With Stable-Baselines3 (sb3-contrib for TRPO), which normalises advantages in each minibatch."""
+    """With Stable-Baselines3 (sb3-contrib for TRPO); its PPO normalises advantages in each minibatch."""
     warnings.filterwarnings("ignore")
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy

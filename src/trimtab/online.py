@@ -175,7 +175,7 @@ class Learner:
             steps = []
             batches = rollout.parts([rows for parts in plan for rows in parts])
             for parts in plan:
-                steps.append(self._step(step, [next(batches) for _ in parts]))
+                steps.append(self._step(step, self.method.minibatch([next(batches) for _ in parts])))
                 step += 1
                 if self._too_far(steps[-1]):
                     return {**_means(steps), "stopped_early": 1.0}

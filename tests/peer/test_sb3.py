@@ -296,24 +296,26 @@ def test_ppo_on_everything_at_once(env: str, closed: bool, epochs: int) -> None:
     assert own.metrics["explained_variance"] == pytest.approx(peer.logged("explained_variance"), abs=1e-5)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(
+    "whitened", [{"whiten": False}, {"whiten": True}, {"whiten": True, "whiten_minibatches": True}]
+)
 @environments
 @passes
 def test_ppo_in_the_same_minibatches(
-    env: str, closed: bool, normalised: bool, monkeypatch: pytest.MonkeyPatch
+    env: str, closed: bool, whitened: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """24 updates on 256 steps in minibatches of 48; the last of each epoch has 16."""
-    options = {**PEER_OPTIONS, "normalize_advantage": normalised}
+    options = {**PEER_OPTIONS, "normalize_advantage": whitened["whiten"]}
     with pytest.warns(UserWarning, match="truncated mini-batch of size 16"):
         peer = Peer(PPO, env, n_epochs=4, batch_size=48, **options)
     own, before = Own(peer, closed), peer.parameters()
-    found = own.trained("ppo", {**PPO_OPTIONS, "whiten": normalised}, epochs=4, minibatch_size=48)
+    found = own.trained("ppo", {**PPO_OPTIONS, **whitened}, epochs=4, minibatch_size=48)
     order = own.order()
     assert [len(rows) for rows in order] == [48, 48, 48, 48, 48, 16] * 4
     epochs = iter([np.concatenate(order[start : start + 6]) for start in range(0, 24, 6)])
     monkeypatch.setattr(np.random, "permutation", lambda _: next(epochs))
     theirs = peer.trained()
-    if normalised:  # in every minibatch there, once here
+    if whitened == {"whiten": True}:  # in every minibatch there, once here
         assert max(float((found[name] - theirs[name]).abs().max()) for name in found) > 1e-3
     else:
         assert_moved_alike(found, theirs, before)

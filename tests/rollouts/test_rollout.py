@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trimtab.feedback.sequences import Sequences
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.rollout import Rollout, whitened
 
 ROWS = [([5, 6], [7]), ([8], [9, 10, 11]), ([12, 13, 14], [15, 16]), ([17], [18])]
 
@@ -107,9 +107,28 @@ def test_gae_and_returns_by_hand() -> None:
 def test_whitened_advantages_leave_the_returns_as_they_are() -> None:
     whole = rollout(values=torch.ones(4, 3), next_values=torch.ones(4, 3))
     plain = whole.with_gae(gamma=1.0, lam=0.9, whitened=False)
-    whitened = whole.with_gae(gamma=1.0, lam=0.9, whitened=True)
-    torch.testing.assert_close(plain.returns, whitened.returns)
-    chosen = whitened.advantages[whole.mask]
+    changed = whole.with_gae(gamma=1.0, lam=0.9, whitened=True)
+    torch.testing.assert_close(plain.returns, changed.returns)
+    chosen = changed.advantages[whole.mask]
     assert float(chosen.mean()) == pytest.approx(0, abs=1e-6)
     assert float(chosen.std()) == pytest.approx(1, abs=1e-6)
-    assert float(whitened.advantages[~whole.mask].abs().max()) == 0
+    assert float(changed.advantages[~whole.mask].abs().max()) == 0
+
+
+def test_a_minibatch_is_whitened_as_one_whatever_parts_it_has() -> None:
+    whole = rollout(values=torch.ones(4, 3), next_values=torch.ones(4, 3))
+    whole = whole.with_gae(gamma=1.0, lam=0.9, whitened=False)
+    chosen = whole.advantages[whole.mask].numpy()
+    expected = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
+    [one] = whitened([whole])
+    assert one.advantages[whole.mask].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert float(one.advantages[~whole.mask].abs().max()) == 0
+    parts = whitened([whole.select(torch.tensor(rows)) for rows in ([2, 0], [3, 1])])
+    for part, rows in zip(parts, ([2, 0], [3, 1]), strict=True):
+        torch.testing.assert_close(part.advantages, one.select(torch.tensor(rows)).advantages)
+
+
+def test_a_minibatch_of_a_single_step_keeps_its_advantage() -> None:
+    alone = rollout(advantages=torch.full((4, 3), 2.5)).select(torch.tensor([0]))
+    assert alone.steps == 1
+    assert whitened([alone])[0].advantages.tolist() == [[2.5]]

@@ -148,6 +148,10 @@ class OnlineMethod(Method[Rollout]):
         """A step on the whole collection at once, before the epochs; returns metrics."""
         return {}
 
+    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
+        """What `loss` is given for one optimiser step, part by part."""
+        return parts
+
     @property
     def may_stop(self) -> bool:
         """Whether `too_far` is asked at every step."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.policy_gradient import clip_fraction, old_kl, ppo_clip, value_loss
 from trimtab.policies.base import Actor
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.rollout import Rollout, whitened
 
 
 @method("ppo")
@@ -32,6 +32,8 @@ class PPO(CriticMethod):
     """Keep new values within this distance of the old ones; none leaves them free."""
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
+    whiten_minibatches: bool = False
+    """Bring the advantages of every minibatch to mean 0 and standard deviation 1 as well."""
     old_kl_stop: float | None = None
     """End a collection's epochs where the KL from the old policy exceeds this, in nats a step."""
 
@@ -42,6 +44,9 @@ class PPO(CriticMethod):
         for name in ("value_clip", "old_kl_stop"):
             if getattr(self, name) is not None:
                 self.check(**{name: (1e-9, 1e6)})
+
+    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
+        return whitened(parts) if self.whiten_minibatches else parts
 
     def coefficients(self) -> dict[str, float]:
         return {**super().coefficients(), "clip": self.clip}

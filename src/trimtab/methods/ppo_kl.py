@@ -9,7 +9,7 @@ from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.coefficients import schulman
 from trimtab.objectives.policy_gradient import old_kl, ppo_kl, value_loss
 from trimtab.policies.base import Actor
-from trimtab.rollouts.rollout import Rollout
+from trimtab.rollouts.rollout import Rollout, whitened
 
 
 @method("ppo_kl")
@@ -34,6 +34,8 @@ class PPOWithKL(CriticMethod):
     """Of the critic's loss."""
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
+    whiten_minibatches: bool = False
+    """Bring the advantages of every minibatch to mean 0 and standard deviation 1 as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +47,9 @@ class PPOWithKL(CriticMethod):
     @property
     def measures_step(self) -> bool:
         return self.old_kl_target is not None
+
+    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
+        return whitened(parts) if self.whiten_minibatches else parts
 
     def coefficients(self) -> dict[str, float]:
         return {**super().coefficients(), "kl_penalty": self.kl_penalty}

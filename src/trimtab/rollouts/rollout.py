@@ -135,6 +135,15 @@ class Rollout:
         return replace(self, advantages=advantages, returns=returns)
 
 
+def whitened(parts: list[Rollout]) -> list[Rollout]:
+    """The same with advantages of mean 0 and standard deviation 1 over all parts; a single step stays."""
+    chosen = torch.cat([part.chosen(part.advantages) for part in parts])
+    if len(chosen) == 1:
+        return parts
+    mean, deviation = chosen.mean(), chosen.std() + 1e-8
+    return [_changed(part, advantages=part.mask * (part.advantages - mean) / deviation) for part in parts]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One answer as a person reads it, with the score of each reward."""
