@@ -137,11 +137,16 @@ class Rollout:
 
 def whitened(parts: list[Rollout]) -> list[Rollout]:
     """The same with advantages of mean 0 and standard deviation 1 over all parts; a single step stays."""
-    chosen = torch.cat([part.chosen(part.advantages) for part in parts])
-    if len(chosen) == 1:
+    chosen = [part.chosen(part.advantages) for part in parts]
+    if sum(map(len, chosen)) == 1:
         return parts
-    mean, deviation = chosen.mean(), chosen.std() + 1e-8
-    return [_changed(part, advantages=part.mask * (part.advantages - mean) / deviation) for part in parts]
+    deviation, mean = torch.std_mean(torch.cat(chosen) if len(chosen) > 1 else chosen[0])
+
+    def changed(part: Rollout) -> Rollout:
+        advantages = (part.advantages - mean).div_(deviation + 1e-8)
+        return _changed(part, advantages=advantages if part.dense else advantages * part.mask)
+
+    return [changed(part) for part in parts]
 
 
 @dataclass(frozen=True)
