@@ -73,13 +73,7 @@ def test_gradient_checkpointing_changes_no_number(rank: int, tmp_path: Path) -> 
     plain = train(tmp_path / "plain", lora_rank=rank)
     checkpointed = train(tmp_path / "checkpointed", lora_rank=rank, gradient_checkpointing=True)
     for one, two in zip(plain, checkpointed, strict=True):
-        for name in (
-            "loss",
-            "grad_norm",
-            "margin",
-            "chosen",
-        ):  # not the accuracy, which the last digit can turn
-            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("names", ["fused", "shared-prompts", "packing, fused"])

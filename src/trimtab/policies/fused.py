@@ -27,15 +27,17 @@ FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 def is_of_family(decoder: Any) -> bool:
     """Whether a transformers decoder is built of the parts that `fused_hidden` calls.
 
-    Hooks on layers would not be called: a decoder that has some is none.
+    Hooks on layers, attention, MLPs and norms would not be called: a decoder that has some is none.
     """
     if type(decoder).__name__ not in FAMILY:
         return False
     of_config = getattr(decoder.config, "sliding_window", None)  # where Mistral's layers find theirs
     windows = [getattr(layer.self_attn, "sliding_window", of_config) for layer in decoder.layers]
-    modules = list(decoder.modules())
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    hooked = hooked or any(hasattr(module, "_hf_hook") for module in modules)  # spread over devices
+    parts = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    skipped = [decoder, decoder.norm, *decoder.layers]
+    skipped += [getattr(layer, part) for layer in decoder.layers for part in parts]
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in skipped)
+    hooked = hooked or any(hasattr(module, "_hf_hook") for module in decoder.modules())  # on many devices
     return set(windows) == {None} and not hooked and decoder.config.hidden_act in ("silu", "swish")
 
 
