@@ -87,9 +87,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         x, weight, eps, dtype = inputs
-        size = x.shape[-1]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_sums(x))
-        scale = norm.square_().div_(size).add_(eps).rsqrt_()
+        # not the square of a norm, whose root and square cost digits
+        scale = x.to(_sums(x)).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight).to(dtype)
 
@@ -97,11 +96,11 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         x, weight, scale = ctx.saved_tensors
-        grad = grads[0].to(scale.dtype)
-        flat = (grad * x).flatten(0, -2)
-        of_weight = (scale.flatten() @ flat).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        mean = (flat @ weight.to(flat.dtype)).view(scale.shape) / x.shape[-1]
-        of_x = grad.mul(weight).mul_(scale).addcmul_(x.to(scale.dtype), scale**3 * mean, value=-1)
+        grad, normed = grads[0].to(scale.dtype), x * scale
+        along = grad * normed
+        of_weight = along.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        mean = along.mul_(weight).mean(-1, keepdim=True)
+        of_x = grad.mul(weight).addcmul_(normed, mean, value=-1).mul_(scale)
         return of_x.to(x.dtype), of_weight, None, None
 
 
