@@ -5,16 +5,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test check truth base-model reviews addition scores table1 clean
+.PHONY: help demo test fuzz check truth base-model reviews addition scores table1 faults clean
 
 help:
 	@echo "make demo        install, then compare all methods on the built-in example (about 8 minutes)"
 	@echo "make test        install, then the whole test suite with ruff and mypy"
+	@echo "make fuzz        20,000 malformed files, configurations and command lines (about 8 minutes)"
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
 	@echo "make reviews     the built-in example over 3 seeds (about 40 minutes); writes its figures into docs/"
 	@echo "make addition    five RL methods learn to add, 3 seeds (about 15 minutes); writes its figures into docs/"
 	@echo "make scores      what the presets reach in environments, beside Stable-Baselines3 (hours)"
 	@echo "make table1      clipping, adaptive KL and neither in three environments (about 20 minutes)"
+	@echo "make faults      kills runs and breaks their disks, files and rewards; writes what came of it into docs/"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
@@ -37,6 +39,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+fuzz: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
+
 truth: $(INSTALLED)
 	$(BIN)/python -m trimtab.truth --out docs/truth.md
 
@@ -53,6 +58,9 @@ scores: $(VENV)/installed-dev
 
 table1: $(VENV)/installed-dev
 	$(BIN)/trimtab compare benchmarks/table1.yaml --out runs/table1
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.faults --document
 
 base-model: $(INSTALLED)
 	$(BIN)/python -m trimtab.examples.reviews.base_model \

@@ -14,7 +14,6 @@ from trimtab.config import build
 from trimtab.control_jobs import (
     ControlConfig,
     ControlJob,
-    ControlReport,
 )
 from trimtab.control_jobs import build as build_control
 from trimtab.methods import find
@@ -68,7 +67,6 @@ def job_of(method: str, settings: Settings, seed: int) -> ControlJob:
         part(EnvironmentConfig),
         part(NetworkConfig),
         part(ControlConfig, seed=seed),
-        ControlReport(),
         Path(),
     )
 

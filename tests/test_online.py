@@ -10,8 +10,9 @@ import torch
 
 from tests.experience import Spy, learner, numbered, reference, rows_of, source, trained, weights
 from trimtab.errors import UserError
+from trimtab.learner import Learner, plan_of
 from trimtab.methods import METHODS, find
-from trimtab.online import Learner, OnlineConfig, _plan, train_online
+from trimtab.online import OnlineConfig, train_online
 from trimtab.rollouts.rewards import checked
 from trimtab.train import schedule_factor
 
@@ -54,7 +55,7 @@ def test_later_ratios_are_not_one() -> None:
 def test_kept_answers_keep_the_log_probs_of_the_policy_that_wrote_them() -> None:
     policy = learner()
     spy: Any = Spy(find("ppo")(), policy)
-    trained(spy, policy, {"keep": 0.5}, refreshes=3, epochs=2)
+    trained(spy, policy, {"mix": 0.5}, refreshes=3, epochs=2)
     assert [int(r.fresh.sum()) for r in spy.rollouts] == [8, 4, 4]
     written: dict[tuple[int, ...], torch.Tensor] = {}
     moved = 0.0
@@ -75,7 +76,7 @@ def test_kept_answers_keep_the_log_probs_of_the_policy_that_wrote_them() -> None
 def test_whole_groups_are_kept() -> None:
     policy = learner(critic=False)
     spy: Any = Spy(find("rloo")(), policy)
-    trained(spy, policy, {"keep": 0.5, "samples": 3}, refreshes=3)
+    trained(spy, policy, {"mix": 0.5, "samples": 3}, refreshes=3)
     for before, rollout in zip(spy.rollouts, spy.rollouts[1:], strict=False):
         groups = [rows_of(rollout)[start : start + 3] for start in range(0, 12, 3)]
         old = [rows_of(before)[start : start + 3] for start in range(0, 12, 3)]
@@ -124,7 +125,7 @@ def test_a_seed_says_everything(name: str) -> None:
     for seed in (0, 0, 1):
         policy = learner()
         options = {"refreshes": 2, "minibatch_size": 3, "epochs": 2, "seed": seed}
-        refreshes = trained(find(name)(**quick), policy, {"keep": 0.25}, **options)
+        refreshes = trained(find(name)(**quick), policy, {"mix": 0.25}, **options)
         for refresh in refreshes:
             refresh.metrics.pop("seconds")
             refresh.metrics.pop("tokens_per_second")
@@ -138,7 +139,7 @@ def test_a_seed_says_everything(name: str) -> None:
 def test_an_epoch_has_every_row_once() -> None:
     rollout = numbered([3, 1, 9, 2, 5, 5, 7, 1])
     run, generator = OnlineConfig(batch_tokens=12, minibatch_size=3), torch.Generator().manual_seed(0)
-    plans = [_plan(rollout, run, generator) for _ in range(2)]
+    plans = [plan_of(rollout, run, generator, run.batch_tokens) for _ in range(2)]
     lengths = rollout.inputs.lengths
     for plan in plans:
         minibatches = [torch.cat(parts).tolist() for parts in plan]
@@ -269,7 +270,7 @@ def test_without_a_reference_there_is_no_price() -> None:
 def test_what_is_reported_of_new_answers() -> None:
     policy = learner(critic=False)
     spy: Any = Spy(find("grpo")(), policy)
-    refreshes = trained(spy, policy, {"keep": 0.25}, refreshes=2)
+    refreshes = trained(spy, policy, {"mix": 0.25}, refreshes=2)
     rollout, refresh = spy.rollouts[1], refreshes[1]
     new = [row for row in range(8) if rollout.fresh[row]]
     lengths = [int(rollout.mask[row].sum()) for row in new]

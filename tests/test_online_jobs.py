@@ -135,7 +135,7 @@ def test_a_critic_may_start_as_a_reward_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("ppo", ["--keep", "0.5", "--minibatch-size", "3", "--whiten-scores", "--top-k", "9"]),
+        ("ppo", ["--mix", "0.5", "--minibatch-size", "3", "--whiten-scores", "--top-k", "9"]),
         (
             "ppo_kl",
             ["--lora-rank", "2", "--critic", "adapter", "--temperature", "0.7", "--cut-off", "bootstrap"],

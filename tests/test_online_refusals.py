@@ -56,7 +56,7 @@ def refusal(given: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("ppo", ["--max-length", "8"], "--max-new-tokens leaves no room for a prompt in --max-length"),
         ("ppo", ["--max-length", "7"], "--max-new-tokens leaves no room for a prompt in --max-length"),
         ("ppo", ["--out", "{folder}"], " exists already; choose another --out, or delete it"),
-        ("ppo", ["--keep", "1"], "keep is 1; it must be from 0 to 0.99"),
+        ("ppo", ["--mix", "1"], "mix is 1; it must be from 0 to 0.99"),
         ("ppo", ["--refreshes", "0"], "refreshes is 0; it must be a number above 0"),
         ("ppo", ["--samples-every", "0"], "samples_every is 0; it must be a number above 0"),
         ("ppo", ["--clip-scores", "-1"], "clip_scores is -1; it must be a number above 0"),
@@ -105,7 +105,6 @@ def test_a_library_that_is_not_installed_is_missed_first(
         ("rloo", ["--reward", "exact:solution"], "the records have no column 'solution' to compare with"),
         ("rloo", ["--reward", "{folder}/bad.py:none"], "bad.py:none: gave 0 scores for 8 responses"),
         ("trpo", ["--parameters", "nowhere"], "--parameters nowhere: no trained parameter is named so"),
-        ("ppo", ["--learning-rate", "1e38"], "is not a finite number; try a smaller --learning-rate"),
     ],
 )
 def test_where_nothing_was_learned_the_command_can_be_given_again(

@@ -28,7 +28,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ControlJob]:
     """The jobs that were to be run."""
     asked: list[ControlJob] = []
 
-    def run(job: ControlJob, progress: Any) -> dict[str, float]:
+    def run(job: ControlJob, progress: Any, **_: bool) -> dict[str, float]:
         asked.append(job)
         return {}
 

@@ -16,8 +16,8 @@ from trimtab.methods import find
 from trimtab.train import (
     RunConfig,
     _order,
-    _parts,
     make_table,
+    parts_of,
     peak_learning_rate,
     schedule_factor,
     total_steps,
@@ -66,11 +66,11 @@ def test_steps_of_a_run() -> None:
 def test_parts_hold_all_examples_within_their_tokens() -> None:
     table, learner = demonstrations(), policy()
     sizes = [sum(map(len, row)) for row in table.rows]
-    parts = _parts(table, list(range(6)), RunConfig(batch_tokens=max(sizes) + 20), learner)
+    parts = parts_of(table, list(range(6)), max(sizes) + 20, learner.device)
     assert len(parts) > 1
     assert sum(len(part.sequences) for part in parts) == 6
     assert all(len(part.sequences.tokens) <= max(sizes) + 20 for part in parts)
-    assert len(_parts(table, list(range(6)), RunConfig(batch_tokens=1), learner)) == 6
+    assert len(parts_of(table, list(range(6)), 1, learner.device)) == 6
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10**6])

@@ -1,27 +1,24 @@
 """One job of reinforcement learning in an environment, from its options to the folder that it leaves."""
 
-import json
 import math
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
-from trimtab.checkpoint import added_files, atomic_text
 from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.methods.base import OnlineMethod
-from trimtab.online import OnlineConfig, Refresh, Source, train_online
+from trimtab.online import OnlineConfig, OnlineTraining, Source, train_online
 from trimtab.policies.control import ControlPolicy, NetworkConfig
+from trimtab.recorder import SaveConfig, recording
 from trimtab.rollouts.environment import Environment, EnvironmentConfig
 from trimtab.rollouts.spaces import Spaces, make_environment
 from trimtab.runs import Progress, flat_options, refuse_existing
-from trimtab.writing import Curves, LogTo, library
+from trimtab.writing import LogConfig, library
 
 LANGUAGE_ONLY = ("beta", "kl_target", "parameters")  # of methods: there is no reference here, nor a name
 
@@ -49,6 +46,8 @@ class ControlConfig:
     """Added to the square root that Adam divides by."""
     seed: int = 0
     """Of the networks, the environment, and every other random choice."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient does that is no finite number: stop before the step, or leave it out."""
 
     def __post_init__(self) -> None:
         check_positive(self, "total_steps", "epochs", "minibatch_size", "learning_rate")
@@ -69,6 +68,7 @@ class ControlConfig:
             max_grad_norm=self.max_grad_norm,
             adam_eps=self.adam_eps,
             seed=self.seed,
+            non_finite=self.non_finite,
         )
 
 
@@ -84,14 +84,6 @@ class StepBudget(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class ControlReport:
-    """What is written while training goes on."""
-
-    log_to: LogTo = "none"
-    """Where the metrics go besides metrics.jsonl."""
-
-
-@dataclass(frozen=True)
 class ControlJob:
     """One method in one environment."""
 
@@ -99,8 +91,9 @@ class ControlJob:
     environment: EnvironmentConfig
     network: NetworkConfig
     run: ControlConfig
-    report: ControlReport
     out: Path
+    log: LogConfig = field(default_factory=LogConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
 
 
 def check(method: OnlineMethod | type[OnlineMethod]) -> None:
@@ -132,62 +125,43 @@ def build(job: ControlJob) -> tuple[ControlPolicy, Environment]:
     return policy, source
 
 
-def run_control_job(job: ControlJob, progress: Progress) -> dict[str, float]:
+def run_control_job(
+    job: ControlJob, progress: Progress, *, resume: bool = False, finish: bool = False
+) -> dict[str, float]:
     """Trains; writes the policy, and while it trains the learning curve, into `job.out`.
 
-    An interruption leaves the policy as it is then. Returns the last refresh's metrics. Raises UserError
-    before training if an option or the environment is wrong, or `out` already holds something.
+    Args:
+        resume: go on from the newest checkpoint in `job.out`.
+        finish: train no further, and write the policy as the checkpoint has it.
+    Returns the last refresh's metrics. Raises UserError before training if an option or the environment is
+    wrong, or `out` already holds something.
     """
-    refuse_existing(job.out)
+    if not resume:
+        refuse_existing(job.out)
     check(job.method)
-    library(job.report.log_to)
+    library(job.log.log_to)
     policy, source = build(job)
-    created = not job.out.exists()
-    job.out.mkdir(parents=True, exist_ok=True)
-    options = control_options(job)
-    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
-    refresh: Refresh | None = None
-    try:
-        # what overflows is refused by the loop, in a sentence
-        with one_thread(), np.errstate(all="ignore"), Curves(job.out, job.report.log_to, options) as curves:
-            for refresh in train_online(job.method, policy, source, job.run.run(job.environment)):
-                curves.write(refresh.metrics)
-                done = min(int(refresh.metrics["total_steps"]), job.run.total_steps)
-                progress(f"training {job.method.name}", done, job.run.total_steps, live(refresh.metrics))
-    except KeyboardInterrupt:
-        if refresh is not None:
-            save(policy, source, refresh, job.out)
-        raise
-    finally:
-        source.close()
-        if refresh is None:
-            _clear(job.out, created)
-    assert refresh is not None
-    save(policy, source, refresh, job.out)
-    return refresh.metrics
+    total = job.run.total_steps
+    with one_thread(), closing(source), np.errstate(all="ignore"):  # the loop refuses what overflows
+        training = train_online(job.method, policy, source, job.run.run(job.environment))
+        options = control_options(job)
+        with recording(job.out, options, job.log.log_to, job.save, {}, resume=resume) as recorder:
+            for refresh in recorder.follow(training, lambda r: r.metrics, policy, finish=finish):
+                done = min(source.total_steps, total)
+                progress(f"training {job.method.name}", done, total, live(refresh.metrics))
+            recorder.finish(policy.save, standing(training, source))
+    return recorder.last
 
 
-def _clear(out: Path, created: bool) -> None:
-    """Nothing was learned: the same command shall work once the cause is mended."""
-    for file in ("trimtab.yaml", "metrics.jsonl"):
-        (out / file).unlink(missing_ok=True)
-    if created:
-        shutil.rmtree(out)
-
-
-def save(policy: ControlPolicy, source: Environment, refresh: Refresh, out: Path) -> None:
-    """Writes the policy, and where the training stands."""
-    with added_files(out) as folder:
-        policy.save(folder)
-    state = {
-        "refresh": int(refresh.metrics["refresh"]),
+def standing(training: OnlineTraining, source: Environment) -> dict[str, Any]:
+    """Where a training stands, for people and programs."""
+    return {
+        "refresh": training.refresh,
         "total_steps": source.total_steps,
-        "coefficients": refresh.coefficients,
+        "coefficients": training.coefficients,
         "reward_variance": source.reward_moments.variance.tolist(),
         "reward_count": source.reward_moments.count,
     }
-    atomic_text(out / "state.json", json.dumps(state, indent=1))
 
 
 @contextmanager

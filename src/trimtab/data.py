@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.errors import UserError, nearest
+from trimtab.feedback.files import exists
 from trimtab.feedback.readers import read
-from trimtab.feedback.records import Prompt, Record
+from trimtab.feedback.records import Prompt, Record, shown_name
 
 BUILT_IN = ("reviews", "reviews:demonstrations")
 
@@ -27,7 +28,8 @@ def load_records(
     if not is_built_in(name):
         return read(name, split=split, bad_rows=bad_rows, rejects=rejects)
     if name not in BUILT_IN:
-        raise UserError(f"{name}: the built-in example has no such part; {nearest(name, BUILT_IN)}")
+        where = shown_name(name)
+        raise UserError(f"{where}: the built-in example has no such part; {nearest(name[:80], BUILT_IN)}")
     from trimtab.examples.reviews.data import load
 
     records = load("held_out" if split == "held_out" else "train")
@@ -40,7 +42,7 @@ def load_records(
 
 def is_built_in(name: str) -> bool:
     """Whether the name means the built-in example, or a part of it, and no file."""
-    return name.split(":", maxsplit=1)[0] == "reviews" and not Path(name).exists()
+    return name.split(":", maxsplit=1)[0] == "reviews" and not exists(name)
 
 
 def split_by_prompt(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:

@@ -1,6 +1,7 @@
 """Whether the Hugging Face hub can be reached."""
 
 from functools import cache
+from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -22,3 +23,8 @@ def hub_answers() -> bool:
     except OSError:
         return False
     return True
+
+
+def only_local(name: str) -> bool:
+    """Whether a name is looked for on this machine only: a folder, or a download where no hub answers."""
+    return Path(name).exists() or not hub_answers()

@@ -1,18 +1,15 @@
 """One training job from its options to the folder it leaves: what `trimtab train` does."""
 
 import dataclasses
-import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from trimtab.checkpoint import atomic_folder
 from trimtab.data import load_records
 from trimtab.feedback.batches import Table
 from trimtab.feedback.conversions import ViewOptions
+from trimtab.fingerprints import of_model, of_rows
 from trimtab.methods import Method
 from trimtab.policies.base import Trainable
 from trimtab.policies.load import (
@@ -21,9 +18,11 @@ from trimtab.policies.load import (
     load_reward_model,
     resolve_model,
 )
+from trimtab.recorder import SaveConfig, recording
 from trimtab.reference import attach_reference
 from trimtab.runs import Progress, flat_options, refuse_existing
-from trimtab.train import RunConfig, make_table, total_steps, train
+from trimtab.train import RunConfig, make_table, train
+from trimtab.writing import LogConfig
 
 log = logging.getLogger("trimtab")
 
@@ -50,19 +49,25 @@ class Job:
     views: ViewOptions
     run: RunConfig
     out: Path
+    log: LogConfig = field(default_factory=LogConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
 
     def resolved(self) -> dict[str, Any]:
         """Every option under its own name, as the command line takes it."""
         return flat_options(self)
 
 
-def run_job(job: Job, progress: Progress) -> dict[str, float]:
+def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool = False) -> dict[str, float]:
     """Trains and writes the model, its configuration and its learning curve into `job.out`.
 
+    Args:
+        resume: go on from the newest checkpoint in `job.out`.
+        finish: train no further, and write the model as the checkpoint has it.
     Returns the last step's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something.
     """
-    refuse_existing(job.out)
+    if not resume:
+        refuse_existing(job.out)
     records = load_records(
         job.data.data,
         split=job.data.split,
@@ -71,24 +76,27 @@ def run_job(job: Job, progress: Progress) -> dict[str, float]:
     )
     policy = _load(job)
     table = make_table(job.method, records, policy.tokenizer, job.run, job.views)
+    prints = {"data": of_rows([*table.rows, *table.examples]), "model": of_model(policy.model)}
     if job.method.needs_reference:
         _attach_reference(job, policy, table, progress)
-    steps = total_steps(job.run, len(table))
-    curve = []
-    for metrics in train(job.method, policy, table, job.run):
-        curve.append(metrics)
-        progress(f"training {job.method.name}", int(metrics["step"]), steps, shown(metrics))
-    with atomic_folder(job.out) as folder:
-        policy.save(folder)
-        options = {"method": job.method.name, **job.resolved()}
-        (folder / "trimtab.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
-    return curve[-1]
+    training = train(job.method, policy, table, job.run)
+    with recording(
+        job.out,
+        {"method": job.method.name, **job.resolved()},
+        job.log.log_to,
+        job.save,
+        prints,
+        resume=resume,
+    ) as recorder:
+        for metrics in recorder.follow(training, dict, policy, finish=finish):
+            progress(f"training {job.method.name}", training.step, training.steps, shown(metrics))
+        recorder.finish(policy.save, {"step": training.step})
+    return recorder.last
 
 
 def shown(metrics: dict[str, float]) -> str:
     """A step's metrics for a person to read: the loss, and what the method says of itself."""
-    hidden = ("step", "seconds", "grad_norm", "critic_grad_norm", "learning_rate")
+    hidden = ("step", "seconds", "skipped", "grad_norm", "critic_grad_norm", "learning_rate")
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden)
 
 

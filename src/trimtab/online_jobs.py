@@ -1,33 +1,32 @@
 """One job of reinforcement learning from its options to the folder it leaves: `trimtab train ppo`."""
 
 import dataclasses
-import json
 import math
-import shutil
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from trimtab.checkpoint import added_files, atomic_text
 from trimtab.data import load_records
 from trimtab.errors import UserError, check_positive
 from trimtab.feedback.records import Record
 from trimtab.feedback.views import convert
+from trimtab.fingerprints import of_model, of_paths, of_rows
 from trimtab.jobs import DataConfig
 from trimtab.methods.base import OnlineMethod
-from trimtab.online import OnlineConfig, Reference, Refresh, train_online
+from trimtab.online import OnlineConfig, OnlineTraining, Reference, Refresh, train_online
 from trimtab.policies.actor_critic import ActorCritic, Critic, head_critic, model_critic
 from trimtab.policies.adapters import adapter_critic, shared_reward_model
 from trimtab.policies.base import Scorer
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
+from trimtab.recorder import REWARD, Recorder, SaveConfig, recording
 from trimtab.reference import reference_mode
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
 from trimtab.runs import Progress, flat_options, refuse_existing
-from trimtab.writing import Curves, LogTo, Samples, Watch, library
+from trimtab.writing import LogTo, Samples, Watch, library
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,31 @@ class OnlineJob:
     run: OnlineConfig
     report: ReportConfig
     out: Path
+    save: SaveConfig = field(default_factory=SaveConfig)
 
 
-def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
+def run_online_job(
+    job: OnlineJob, progress: Progress, *, resume: bool = False, finish: bool = False
+) -> dict[str, float]:
     """Trains; writes the model, and while it trains the learning curve and sample answers, into `job.out`.
 
+    Args:
+        resume: go on from the newest checkpoint in `job.out`.
+        finish: train no further, and write the model as the checkpoint has it.
     Returns the last refresh's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something; later if a reward fails.
     """
-    refuse_existing(job.out)
+    if not resume:
+        refuse_existing(job.out)
     check(job)
     library(job.report.log_to)
     records = load_prompts(job.data, job.out)
     policy = load_language_policy(resolved(job.model), seed=job.run.seed)
+    prints = {
+        "data": of_rows(records),
+        "model": of_model(policy.model),
+        REWARD: of_paths(word for name in job.reward.reward for word in re.split(r"[*:]", name)),
+    }
     learner = ActorCritic(
         policy, build_critic(job.method, policy, job.model, job.critic, job.run.seed), job.collect.temperature
     )
@@ -109,43 +120,31 @@ def run_online_job(job: OnlineJob, progress: Progress) -> dict[str, float]:
         max_length=job.run.max_length,
         seed=job.run.seed,
     )
-    job.out.mkdir(parents=True, exist_ok=True)
+    training = train_online(job.method, learner, source, job.run, build_reference(learner, job.model))
     options = {"method": job.method.name, **flat_options(job)}
-    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    (job.out / "trimtab.yaml").write_text(text, encoding="utf-8")
-    last = _train(job, learner, source, options, progress)
-    save(learner, last, job.out)
-    return last.metrics
+    with recording(job.out, options, job.report.log_to, job.save, prints, resume=resume) as recorder:
+        for refresh in _refreshes(recorder, job, training, finish):
+            note = live(refresh.metrics)
+            progress(f"training {job.method.name}", training.refresh, job.run.refreshes, note)
+        state = {"refresh": training.refresh, "coefficients": training.coefficients}
+        recorder.finish(learner.save, state)
+    return recorder.last
 
 
-def _train(
-    job: OnlineJob, learner: ActorCritic, source: Collector, options: dict[str, Any], progress: Progress
-) -> Refresh:
-    """The refreshes, each written down as it ends; returns the last."""
-    refresh = None
-    reference = build_reference(learner, job.model)
+def _refreshes(
+    recorder: Recorder, job: OnlineJob, training: OnlineTraining, finish: bool
+) -> Iterator[Refresh]:
+    """Each refresh as it ends, with sample answers written and warnings given."""
+    samples, watch = Samples(job.out / "samples.md", job.report.samples_every), Watch()
+    recorder.add("samples", samples)
+    recorder.add("watch", watch)
     try:
-        with Curves(job.out, job.report.log_to, options) as curves:
-            samples, watch = Samples(job.out / "samples.md", job.report.samples_every), Watch()
-            for refresh in train_online(job.method, learner, source, job.run, reference):
-                curves.write(refresh.metrics)
-                samples.write(refresh)
-                watch.look(refresh.metrics)
-                done = int(refresh.metrics["refresh"])
-                progress(f"training {job.method.name}", done, job.run.refreshes, live(refresh.metrics))
+        for refresh in recorder.follow(training, lambda r: r.metrics, training.policy, finish=finish):
+            samples.write(refresh)
+            watch.look(refresh.metrics)
+            yield refresh
     finally:
-        if refresh is None:  # nothing was learned: the same command shall work once the cause is mended
-            shutil.rmtree(job.out)
-    assert refresh is not None
-    return refresh
-
-
-def save(learner: ActorCritic, refresh: Refresh, out: Path) -> None:
-    """Writes the model, its critic, and the coefficients as they were at the end."""
-    with added_files(out) as folder:
-        learner.save(folder)
-    state = {"refresh": int(refresh.metrics["refresh"]), "coefficients": refresh.coefficients}
-    atomic_text(out / "state.json", json.dumps(state, indent=1))
+        samples.close()
 
 
 def load_prompts(data: DataConfig, out: Path) -> list[Record]:
@@ -192,7 +191,7 @@ def build_reward(config: RewardConfig, policy: LanguagePolicy, model: ModelConfi
     def load(folder: str) -> Scorer:
         loaded.append(folder)
         if not config.share_reward:
-            own = ModelConfig(model=folder, device=model.device, precision=model.precision)
+            own = dataclasses.replace(model, model=folder, reference=None, lora_rank=0, without=None)
             return load_reward_model(own, trainable=False)
         if len(loaded) > 1:
             raise UserError(f"--share-reward: {' and '.join(loaded)} are two; one reward model can be shared")

@@ -26,6 +26,17 @@ class FlatAdam:
         self.weight_decay, self.eps = weight_decay, eps
         self.states = [[_State(parameter) for parameter in group["params"]] for group in groups]
 
+    def state(self) -> list[list[dict[str, Any]]]:
+        """Moments and steps of every vector, group by group."""
+        names = ("mean", "square", "steps")
+        return [[{n: getattr(state, n) for n in names} for state in states] for states in self.states]
+
+    def load(self, found: list[list[dict[str, Any]]]) -> None:
+        """Goes on from what `state` gave."""
+        for states, values in zip(self.states, found, strict=True):
+            for state, value in zip(states, values, strict=True):
+                state.mean[:], state.square[:], state.steps = value["mean"], value["square"], value["steps"]
+
     def step(self) -> None:
         """One step on all vectors that have a gradient."""
         for group, states in zip(self.param_groups, self.states, strict=True):
@@ -74,3 +85,20 @@ def clip_flat_gradients(parameters: Sequence[Tensor], most: float) -> float:
         for gradient in gradients:
             np.multiply(gradient, most / (norm + 1e-6), out=gradient)
     return norm
+
+
+def optimiser_state(optimiser: Any) -> Any:
+    """What the optimiser knows of its parameters, for a checkpoint; learning rates are not in it."""
+    if isinstance(optimiser, FlatAdam):
+        return optimiser.state()
+    return {str(number): values for number, values in optimiser.state_dict()["state"].items()}
+
+
+def load_optimiser(optimiser: Any, state: Any) -> None:
+    """Goes on from what `optimiser_state` gave."""
+    if isinstance(optimiser, FlatAdam):
+        optimiser.load(state)
+        return
+    numbered = {int(number): values for number, values in state.items()}
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": numbered, "param_groups": groups})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.feedback.batches import Table, by_tokens, lengths
+from trimtab.fingerprints import of_weights
 from trimtab.policies.language import LanguagePolicy
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -70,20 +71,11 @@ def reference_mode(policy: LanguagePolicy) -> AbstractContextManager[None]:
     return policy.reference() if policy.has_adapter else nullcontext()
 
 
-@torch.no_grad()
 def _fingerprint(table: Table, policy: LanguagePolicy) -> str:
-    """Of the frozen weights, the precision and the tokens: what the log-probs depend on.
-
-    A weight enters by its shape, sum and sum of squares in float64, which no change of training,
-    quantisation or revision leaves as they were, and which cost a second where hashing a large
-    model's bytes costs a minute.
-    """
+    """Of the frozen weights, the precision and the tokens: what the log-probs depend on."""
     digest = hashlib.sha256(repr(policy.autocast).encode())
-    for name, weight in policy.model.named_parameters():
-        if policy.has_adapter and "lora_" in name:
-            continue
-        sums = weight.sum(dtype=torch.float64), weight.double().square().sum()
-        digest.update(f"{name} {tuple(weight.shape)} {[float(s).hex() for s in sums]}".encode())
+    named = policy.model.named_parameters()
+    of_weights(digest, ((n, w) for n, w in named if not (policy.has_adapter and "lora_" in n)))
     for prompt, response in table.rows:
         digest.update(f"{prompt}|{response}\n".encode())
     return digest.hexdigest()[:32]

@@ -26,5 +26,7 @@ def flat_options(job: Any) -> dict[str, Any]:
 
 def refuse_existing(out: Path) -> None:
     """Raises UserError if there is something at `out`."""
+    if (out / "trimtab.yaml").exists() and not (out / "state.json").exists():
+        raise UserError(f"{out} holds a run that is not complete: trimtab resume {out}, or another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or delete it")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -20,11 +19,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def set_up_logging() -> None:
     """The project's warnings as plain sentences on stderr; the libraries' chatter off."""
-    handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
-    handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
     logger = logging.getLogger("trimtab")
-    logger.handlers = [handler]
+    logger.handlers = [_Sentences()]
     logger.propagate = False
+
+
+class _Sentences(logging.Handler):
+    """A line for each, which the terminal may wrap; rich's own handler breaks paths."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(f"[{record.levelname}] {record.getMessage()}", markup=False)
 
 
 def quiet_libraries() -> None:

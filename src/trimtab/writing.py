@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -35,25 +37,80 @@ def json_line(metrics: dict[str, float]) -> str:
     return json.dumps(finite) + "\n"
 
 
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training goes on."""
+
+    log_to: LogTo = "none"
+    """Where the metrics go besides metrics.jsonl."""
+
+
+class Growing:
+    """A text file that only grows, and can be cut back to where it was when a checkpoint was written."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab")
+
+    def write(self, text: str) -> None:
+        """Adds to it; other programs can read it as soon as this returns."""
+        self.file.write(text.encode())
+        self.file.flush()
+
+    def state(self) -> int:
+        """How long the file is; so much of it is on the disk when this returns."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def load(self, length: int) -> None:
+        """Cuts off what was written later. Raises UserError if the file is shorter than that."""
+        found = self.file.seek(0, os.SEEK_END)
+        if found < length:
+            raise UserError(
+                f"{self.file.name} has {found:,} bytes, {length:,} when the checkpoint was written; put it "
+                "back as it was, or start anew with another --out"
+            )
+        self.file.truncate(length)
+        self.file.seek(length)
+
+    def close(self) -> None:
+        self.file.close()
+
+
 class Curves:
-    """metrics.jsonl in the run's folder, one line a refresh, and TensorBoard or Weights & Biases.
+    """metrics.jsonl in the run's folder, one line a step or refresh, and TensorBoard or Weights & Biases.
 
     Raises UserError if the library that was asked for is not installed.
     """
 
-    def __init__(self, out: Path, log_to: LogTo, options: dict[str, Any]) -> None:
+    def __init__(
+        self, out: Path, log_to: LogTo, options: dict[str, Any], before: dict[str, Any] | None = None
+    ) -> None:
+        """Begins; where another process stopped, if `before` is what its `state` gave."""
         module, self.board, self.run = library(log_to), None, None
+        before = before or {"length": 0, "step": 0, "run": None}
+        self.step = before["step"]
+        self.file = Growing(out / "metrics.jsonl")
+        self.file.load(before["length"])
         if log_to == "tensorboard":
-            self.board = module.SummaryWriter(str(out / "tensorboard"))
+            later = {"purge_step": self.step + 1} if self.step else {}
+            self.board = module.SummaryWriter(str(out / "tensorboard"), **later)
         if log_to == "wandb":
-            self.run = module.init(project="trimtab", name=out.name, dir=str(out), config=options)
-        self.file = (out / "metrics.jsonl").open("w", encoding="utf-8")
+            same = {"id": before["run"], "resume": "must"} if before["run"] else {}
+            self.run = module.init(project="trimtab", name=out.name, dir=str(out), config=options, **same)
+
+    def state(self) -> dict[str, Any]:
+        """How far the curve has come."""
+        return {
+            "length": self.file.state(),
+            "step": self.step,
+            "run": None if self.run is None else self.run.id,
+        }
 
     def write(self, metrics: dict[str, float]) -> None:
-        """One refresh. The line is there for other programs as soon as this returns."""
+        """One step or refresh. The line is there for other programs as soon as this returns."""
         self.file.write(json_line(metrics))
-        self.file.flush()
-        step = int(metrics.get("total_steps", metrics["refresh"]))  # of an environment, if there is one
+        places = ("total_steps", "refresh", "step")  # of an environment, of answers, of recorded feedback
+        self.step = step = next(int(metrics[name]) for name in places if name in metrics)
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
@@ -77,8 +134,18 @@ class Samples:
     """samples.md: answers at intervals, for a person to read."""
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path = path
-        self.every = every
+        self.path, self.every = path, every
+        self.file = Growing(path)
+
+    def state(self) -> int:
+        return self.file.state()
+
+    def load(self, state: int) -> None:
+        """Cuts off what was written after `state` was taken."""
+        self.file.load(state)
+
+    def close(self) -> None:
+        self.file.close()
 
     def write(self, refresh: Refresh) -> None:
         """Adds the best answer, the worst and two between, if it is time: at first and every so often."""
@@ -89,8 +156,7 @@ class Samples:
         last = len(ranked) - 1
         places = sorted({round(i * last / (SAMPLES - 1)) for i in range(SAMPLES)})
         title = f"## Refresh {number}: score {refresh.metrics['score']:.3g}\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n".join([title, *(_shown(ranked[place]) for place in places), ""]))
+        self.file.write("\n".join([title, *(_shown(ranked[place]) for place in places), ""]))
 
 
 def _shown(sample: Sample) -> str:
@@ -113,6 +179,13 @@ class Watch:
     def __init__(self) -> None:
         self.first_entropy: float | None = None
         self.said: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        return {"first_entropy": self.first_entropy, "said": sorted(self.said)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What was said is not said again."""
+        self.first_entropy, self.said = state["first_entropy"], set(state["said"])
 
     def look(self, metrics: dict[str, float]) -> None:
         """At one refresh."""

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +61,7 @@ class NoNumber(Broken):
 class Interrupted(Broken):
     def wrong(self) -> float:
         if self.taken == 700:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
         return 1.0
 
 
@@ -281,9 +283,11 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     assert message in refused(given, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("seed", ["-1", "99999999999999999999999"])
-def test_a_seed_that_is_none(seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "seed is " in refused(words("ppo", tmp_path / "out", "--seed", seed), tmp_path, capsys)
+@pytest.mark.parametrize(("seed", "said"), [("-1", "seed is -1"), ("9" * 23, "too large a number")])
+def test_a_seed_that_is_none(
+    seed: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(words("ppo", tmp_path / "out", "--seed", seed), tmp_path, capsys)
 
 
 def test_a_wrong_value_is_one_sentence_where_the_output_is_utf_8(
@@ -330,21 +334,25 @@ def test_a_reward_that_is_no_number_is_named(
     assert NAN in said and "reward" in said and "--precision" not in said
 
 
-def test_an_interrupted_run_leaves_its_curve_and_the_policy_so_far(
+def test_an_interrupted_run_leaves_its_curve_and_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two collections of 8 x 32 steps are done, the third is not."""
+    """Two collections of 8 x 32 steps are learned from; the third is complete, and kept."""
     out = tmp_path / "out"
     given = words("ppo", out, "--steps", "32", env="trimtab-tests/Interrupted-v0", steps=2000)
     Interrupted.taken = 0
     assert main(given) == 130
-    assert "trimtab: interrupted\n" in capsys.readouterr().err
-    written = ["metrics.jsonl", "policy.safetensors", "state.json", "trimtab.yaml"]
-    assert sorted(file.name for file in out.iterdir()) == written
+    said = capsys.readouterr().err
+    assert "[WARNING] stopping after this step" in said
+    assert f"trimtab: stopped; trimtab resume {out} goes on from here\n" in said
+    assert sorted(file.name for file in out.iterdir()) == ["checkpoints", "metrics.jsonl", "trimtab.yaml"]
+    assert [file.name for file in (out / "checkpoints").iterdir()] == ["00000002-000000"]
     assert [row["refresh"] for row in curve(out)] == [1, 2]
-    assert json.loads((out / "state.json").read_text())["refresh"] == 2
+    assert f"trimtab resume {out}" in refused(given, tmp_path, capsys)
+    assert main(["resume", str(out)]) == 0
+    assert [row["refresh"] for row in curve(out)] == [*range(1, 10)]
+    assert json.loads((out / "state.json").read_text())["refresh"] == 9
     assert weights(out)["actor.body.0.weight"].abs().sum() > 0
-    assert "exists already" in refused(given, tmp_path, capsys)
 
 
 def damaged(run: Path, how: str) -> None:

@@ -141,10 +141,10 @@ def test_conversations_save_their_template(tmp_path: Path) -> None:
         (["--warmup", "1.1"], "warmup is 1.1; it must be from 0 to 1"),
         (["--seed", "-1"], "seed is -1; it must be 0 or more"),
         (["--lora-rank", "-4"], "lora_rank is -4; it must be 0 or more"),
-        (["--model", "./nothing"], "./nothing: no such folder; --model takes a folder or a hub name"),
+        (["--model", "./nothing"], "./nothing: no such folder; a model is a folder or a hub name"),
         (
             ["--model", "owner/nothing"],
-            "owner/nothing: neither a folder here nor a tokenizer that the hub gave",
+            "owner/nothing: neither a folder here nor an earlier download",
         ),
         (["--reference", "./nothing"], "./nothing: no such folder"),
         (["--data", "nothing.jsonl"], "nothing.jsonl: there is no such file or folder"),

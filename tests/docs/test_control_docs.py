@@ -13,23 +13,25 @@ from tests.docs.tables import PRESETS, presets
 
 from trimtab.cli import compare as compare_command
 from trimtab.cli import play as play_command
+from trimtab.cli import resume as resume_command
 from trimtab.compare.control.config import ControlCompareConfig
 from trimtab.config import build
 from trimtab.control_jobs import (
     LANGUAGE_ONLY,
     ControlConfig,
     ControlJob,
-    ControlReport,
     run_control_job,
 )
 from trimtab.control_jobs import build as build_control
 from trimtab.methods import METHODS, find
 from trimtab.online import train_online
 from trimtab.policies.control import NetworkConfig
+from trimtab.recorder import SaveConfig
 from trimtab.rollouts.environment import EnvironmentConfig
+from trimtab.writing import LogConfig
 
 REQUIRED = ("required", "必填")
-PARTS: tuple[type[Any], ...] = (EnvironmentConfig, NetworkConfig, ControlConfig, ControlReport)
+PARTS: tuple[type[Any], ...] = (EnvironmentConfig, NetworkConfig, ControlConfig, LogConfig, SaveConfig)
 SERVED = ("reinforce", "a2c", "ppo", "ppo_kl", "trpo")
 NAMED = re.compile(r"\[[^\]]+\]\((?:\.\./)+(src/[^)]+\.py)\)((?:[,，]?\s+`\w+(?:\.\w+)*`)+)")
 
@@ -96,7 +98,7 @@ def test_options_that_are_named_exist(docs: Path, page: str, refused: tuple[str,
     """`refused`: those that the page says there are not."""
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", read(docs / f"{page}.md")))
     methods = [find(name) for name in SERVED]
-    classes = (*PARTS, *methods, play_command.Options, compare_command.Options)
+    classes = (*PARTS, *methods, play_command.Options, compare_command.Options, resume_command.Options)
     fields = {field.name for cls in classes for field in dataclasses.fields(cls)} - set(LANGUAGE_ONLY)
     known = {name.replace("_", "-") for name in {*fields, "out", "config", "help"}}
     known |= {f"no-{name}" for name in known}
@@ -124,7 +126,6 @@ def job(method: str, out: Path, **parameters: Any) -> ControlJob:
         environment=EnvironmentConfig("CartPole-v1", envs=2, steps=16),
         network=NetworkConfig(hidden=(4,)),
         run=ControlConfig(total_steps=200, minibatch_size=16, epochs=2),
-        report=ControlReport(),
         out=out,
     )
 

@@ -50,7 +50,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading; there are {anchors(target)}"
 
 
-class ParsedError(Exception):
+class ParsedError(BaseException):
     """The options of a command were read; the command itself must not run."""
 
 

@@ -14,7 +14,7 @@ from trimtab.feedback.sequences import Sequences
 from trimtab.methods import METHODS, find
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.reward_model import RewardModel
-from trimtab.train import RunConfig, _parts, backward, make_table
+from trimtab.train import RunConfig, backward, make_table, parts_of
 
 PROMPTS = ["the film ", "a cast ", "it was the best of times. it ", "so ", "plots "]
 RESPONSES = ["is a joy", "is dull and far too long for its plot", "ends", "moves us"]
@@ -53,7 +53,7 @@ def table(name: str, architecture: str) -> Table:
 
 def step(name: str, policy: Any, data: Table, batch_tokens: int) -> tuple[float, Tensor, int]:
     """Loss and gradient of one optimiser step over all the data, and in how many parts it was done."""
-    parts = _parts(data, list(range(len(data))), RunConfig(batch_tokens=batch_tokens), policy)
+    parts = parts_of(data, list(range(len(data))), batch_tokens, policy.device)
     policy.model.zero_grad()
     method = find(name)()
     with torch.no_grad():

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trimtab.feedback.batches import by_tokens
 from trimtab.feedback.sequences import Sequences
+from trimtab.learner import Parts
 from trimtab.methods import METHODS, find
-from trimtab.online import Parts
 from trimtab.policies.actor_critic import ActorCritic, head_critic
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.collect import CollectConfig, with_rewards

@@ -235,7 +235,7 @@ def test_a_loss_of_any_kind_has_torchs_gradient_or_none(which: str) -> None:
     expected = gradient_of(torchs, steps, of)
     try:
         found = gradient_of(mine, steps, of)
-    except (NotImplementedError, AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return
     for of_mine, of_torch in zip(found, expected, strict=True):
         torch.testing.assert_close(of_mine, of_torch, rtol=1e-9, atol=1e-9)

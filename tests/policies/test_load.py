@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import AutoPeftModelForCausalLM
 from tests import tiny
-from tests.models import causal_model, letter_tokenizer
+from tests.models import alone, causal_model, letter_tokenizer, pack
 from transformers import AutoModelForCausalLM
 
 from trimtab.errors import UserError
@@ -126,7 +127,7 @@ def test_what_is_trained() -> None:
 
 
 def test_a_tokenizer_whose_padding_ends_responses_gets_another(tmp_path: Path) -> None:
-    causal_model(vocab_size=32).save_pretrained(tmp_path)  # the new token needs a new row
+    causal_model(vocab_size=33).save_pretrained(tmp_path)  # the new token needs a new row
     letter_tokenizer(pad_token="</s>").save_pretrained(tmp_path)
     model = load_reward_model(config(tmp_path))
     pad = model.tokenizer.pad_token_id
@@ -137,14 +138,23 @@ def test_a_tokenizer_whose_padding_ends_responses_gets_another(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./nothing", r"\./nothing: no such folder; --model takes a folder or a hub name"),
-        ("some-owner/some-model", "neither a folder here nor a tokenizer that the hub gave"),
-        ("{empty}", "no tokenizer could be read from this folder"),
+        ("./nothing", r"\./nothing: no such folder; a model is a folder or a hub name"),
+        (
+            "some-owner/some-model",
+            "neither a folder here nor an earlier download, and the hub does not answer; check the name",
+        ),
+        ("{empty}", "there is no config.json in this folder; it holds no model that transformers saved"),
+        (__file__, r"test_load\.py: a file; a model is a folder, or a hub name"),
+        ("review", r"review: neither a folder here .*; did you mean 'reviews'\?"),
+        ("{base}-1", r"-1: no such folder; did you mean '{base}'\?"),
+        ("", "there is no config.json in this folder"),
     ],
 )
 def test_names_that_are_no_model(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        load_language_policy(config(name.format(empty=tmp_path)))
+    base = shutil.copytree(tiny.model_folder(), tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message.format(base=base)) as caught:
+        load_language_policy(config(name.format(empty=tmp_path / "empty", base=base)))
     assert "\n" not in str(caught.value)
 
 
@@ -160,3 +170,29 @@ def test_names_that_are_no_model(tmp_path: Path, name: str, message: str) -> Non
 def test_options_out_of_bounds(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_language_policy(config(tiny.model_folder(), **options))
+
+
+DROPPING: dict[str, dict[str, Any]] = {
+    "OPT": {"dropout": 0.5, "attention_dropout": 0.5, "hidden_size": 32, "ffn_dim": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,
+            "max_position_embeddings": 64},
+    "GPTJ": {"attn_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "Falcon": {"attention_dropout": 0.5, "hidden_dropout": 0.5, "hidden_size": 32, "num_hidden_layers": 2,
+               "num_attention_heads": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", DROPPING)
+def test_nothing_is_dropped_in_training(tmp_path: Path, architecture: str) -> None:
+    """In modules, in attributes, and in configurations that are read as the model runs."""
+    settings = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    made = getattr(transformers, f"{architecture}Config")(**settings, **DROPPING[architecture])
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(made)
+    model.save_pretrained(tmp_path)
+    letter_tokenizer().save_pretrained(tmp_path)
+    policy = load_language_policy(config(tmp_path))
+    prompt, response = [0, 5, 9], [12, 7, 1]
+    assert policy.model.training
+    found = policy.logprobs(pack([(prompt, response)]))[0]
+    torch.testing.assert_close(found, alone(model.eval(), prompt, response), rtol=0, atol=1e-5)

@@ -14,15 +14,15 @@ from trimtab.rollouts.collect import CollectConfig, with_rewards
 from trimtab.rollouts.rollout import Rollout
 
 
-@pytest.mark.parametrize(("keep", "prompts", "kept"), [(0.99, 32, 31), (0.5, 1, 0), (0.25, 4, 1), (0, 4, 0)])
-def test_never_all_answers_are_kept(keep: float, prompts: int, kept: int) -> None:
-    assert CollectConfig(keep=keep, prompts=prompts).kept == kept
+@pytest.mark.parametrize(("mix", "prompts", "kept"), [(0.99, 32, 31), (0.5, 1, 0), (0.25, 4, 1), (0, 4, 0)])
+def test_never_all_answers_are_kept(mix: float, prompts: int, kept: int) -> None:
+    assert CollectConfig(mix=mix, prompts=prompts).kept == kept
 
 
 def test_kept_answers_keep_their_scores_and_cut_ends() -> None:
     policy = learner(critic=False)
     spy: Any = Spy(find("grpo")(), policy)
-    trained(spy, policy, {"keep": 0.5, "cut_off": "penalty", "cut_off_score": -7.0}, refreshes=4)
+    trained(spy, policy, {"mix": 0.5, "cut_off": "penalty", "cut_off_score": -7.0}, refreshes=4)
     for rollout in spy.rollouts:
         texts = [
             policy.tokenizer.decode(tokens[length:], skip_special_tokens=True)

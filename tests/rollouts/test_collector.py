@@ -55,13 +55,13 @@ def collected(collector: Collector, refreshes: int) -> list[Collection]:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "keep", "new"),
+    ("prompts", "mix", "new"),
     [(4, 0.0, [4] * 5), (3, 0.34, [3, 2, 2, 2]), (4, 0.5, [4, 2, 2, 2, 2]), (7, 0.0, [7] * 3)],
 )
 def test_every_prompt_has_its_turn_before_any_has_another(
-    policy: ActorCritic, prompts: int, keep: float, new: list[int]
+    policy: ActorCritic, prompts: int, mix: float, new: list[int]
 ) -> None:
-    collector = source(policy, prompts=prompts, keep=keep, samples=1, max_new_tokens=1)
+    collector = source(policy, prompts=prompts, mix=mix, samples=1, max_new_tokens=1)
     found = [asked(collection, 1) for collection in collected(collector, len(new))]
     assert [len(turn) for turn in found] == new
     turns = [prompt for turn in found for prompt in turn]
@@ -95,7 +95,7 @@ def test_no_stream_is_that_of_a_neighbouring_seed(policy: ActorCritic) -> None:
 
 
 def test_half_of_the_answers_are_those_of_before(policy: ActorCritic) -> None:
-    one, two = collected(source(policy, keep=0.5, samples=3), 2)
+    one, two = collected(source(policy, mix=0.5, samples=3), 2)
     assert one.rollout.fresh.tolist() == [True] * 12
     assert two.rollout.fresh.tolist() == [False] * 6 + [True] * 6
     assert two.rollout.group_size == 3 and two.rollout.size == 12
@@ -114,7 +114,7 @@ def groups(collection: Collection) -> list[list[tuple[tuple[int, ...], float]]]:
 
 
 def test_other_groups_are_kept_each_time(policy: ActorCritic) -> None:
-    collector = source(policy, keep=0.5, samples=1)
+    collector = source(policy, mix=0.5, samples=1)
     found = collected(collector, 9)
     places = []
     for before, now in pairwise(found):
@@ -210,7 +210,7 @@ def test_a_conversation_without_a_template_gets_one() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a number above 0"),
         ({"generate_batch": 0}, "batch is 0; it must be a number above 0"),
         ({"temperature": float("nan")}, "temperature is nan; it must be 0 or more"),
-        ({"keep": -0.1}, "keep is -0.1; it must be from 0 to 0.99"),
+        ({"mix": -0.1}, "mix is -0.1; it must be from 0 to 0.99"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

@@ -41,6 +41,10 @@ class Options:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
+    allow_pickle: bool = False
+    """Read weights from a pickle where there are no safetensors: a pickle is a program."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model brings with it."""
 
     def __post_init__(self) -> None:
         check_positive(self, "most")
@@ -77,7 +81,13 @@ def _short_names(rewards: list[str]) -> list[str]:
 
 
 def _load(name: str, options: Options) -> Any:
-    config = ModelConfig(model=resolve_model(name), device=options.device, precision=options.precision)
+    config = ModelConfig(
+        model=resolve_model(name),
+        device=options.device,
+        precision=options.precision,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
     return load_language_policy(config, trainable=False)
 
 

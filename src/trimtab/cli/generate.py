@@ -43,6 +43,10 @@ class Options:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
+    allow_pickle: bool = False
+    """Read weights from a pickle where there are no safetensors: a pickle is a program."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model brings with it."""
 
     def __post_init__(self) -> None:
         check_positive(self, "most", "samples")
@@ -53,7 +57,11 @@ def run(words: list[str]) -> int:
     options = parse(Options, words, prog="trimtab generate")
     quiet_libraries()
     config = ModelConfig(
-        model=resolve_model(options.model), device=options.device, precision=options.precision
+        model=resolve_model(options.model),
+        device=options.device,
+        precision=options.precision,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
     )
     policy = load_language_policy(config, trainable=False)
     if options.data is not None:

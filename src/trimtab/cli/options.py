@@ -10,8 +10,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from trimtab.config import NAMES, load_yaml, typed
+from trimtab.config import NAMES, load_yaml, shown, typed
 from trimtab.errors import UserError, nearest
+from trimtab.feedback.records import printable, shown_name
 
 T = TypeVar("T")
 
@@ -44,14 +45,17 @@ def parse(
     words = [word for file in files for word in _from_file(file, known, method)] + arguments
     if not {"-h", "--help"} & set(words):
         _check_names(words, known, prog)
+    _check_sizes(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=words, prog=prog, description=description or cls.__doc__)
+            options = tyro.cli(cls, args=words, prog=prog, description=description or cls.__doc__)
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(f"{_sentence(said.getvalue(), known)}; see {prog} --help") from None
+        raise UserError(f"{printable(_sentence(said.getvalue(), known))}; see {prog} --help") from None
+    _check_numbers(words, known)
+    return options
 
 
 def _options(cls: type[Any]) -> dict[str, _Option]:
@@ -102,19 +106,24 @@ def _from_file(file: Path, known: dict[str, _Option], method: str | None) -> Ite
     for key, value in load_yaml(file).items():
         if key == "method" and method is not None:
             if value != method:
-                raise UserError(f"{file}: holds the options of {value!r}, not of {method!r}")
+                raise UserError(f"{file}: holds the options of {shown(value)}, not of {method!r}")
         elif key not in known or known[key].positional:
-            raise UserError(f"{file}: unknown key {key!r}; {nearest(str(key), known)}")
+            raise UserError(f"{file}: unknown key {shown(key)}; {nearest(str(key)[:80], known)}")
         else:
-            yield from _words(str(key), typed(known[key].hint, value, f"{file}: {key}"))
+            checked = typed(known[key].hint, value, f"{file}: {key}")
+            items = checked if isinstance(checked, list | tuple) else []
+            if any(isinstance(item, str) and item.startswith("-") for item in items):
+                raise UserError(f"{file}: {key}: a text in a list must not begin with a dash")
+            yield from _words(str(key), checked)
 
 
 def _words(key: str, value: Any) -> list[str]:
     option = key.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{option}", *(str(v) for v in values)]
+    if not isinstance(value, list | tuple):
+        return [f"--{option}={value}"]  # one word: a text such as --help must not become an option of its own
+    return [f"--{option}", *(str(v) for v in value)]
 
 
 def _check_names(words: list[str], known: dict[str, _Option], prog: str) -> None:
@@ -126,11 +135,37 @@ def _check_names(words: list[str], known: dict[str, _Option], prog: str) -> None
     for word in sorted(given - set(names)):
         match = nearest(word, names)
         hint = match.replace("'", "") if match.startswith("did") else f"see {prog} --help"
-        raise UserError(f"unknown option {word}; {hint}")
+        raise UserError(f"unknown option {shown_name(word)}; {hint}")
     missing = [name for name in names if options[name].required and name not in given]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(f"{' and '.join(missing)} {verb} missing; see {prog} --help")
+
+
+def _values(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Every option with each of its values; values without an option have an empty one."""
+    option = ""
+    for word in words:
+        option, _, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        yield option, value
+
+
+def _check_sizes(words: list[str]) -> None:
+    """Raises UserError for a whole number beyond 64 bits, at which arithmetic and generators fail."""
+    for option, value in _values(words):
+        digits = value.strip().replace("_", "")
+        if re.fullmatch(r"[-+]?[0-9]{19,}", digits) and (
+            len(digits) > 40 or not -(2**63) <= int(digits) < 2**63
+        ):
+            raise UserError(f"{option} {shown(value)}: too large a number")
+
+
+def _check_numbers(words: list[str], known: dict[str, _Option]) -> None:
+    """Raises UserError for a number that is none, where the options themselves have nothing against it."""
+    for option, value in _values(words):
+        wanted = known.get(option[2:].replace("-", "_"))
+        if wanted and "float" in str(wanted.hint) and value.strip().lstrip("+-").lower() == "nan":
+            raise UserError(f"{option} {value}: expected a number")
 
 
 def _sentence(said: str, known: dict[str, _Option]) -> str:

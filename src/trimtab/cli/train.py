@@ -32,29 +32,36 @@ def run(words: list[str]) -> int:
         return 0 if words else 2
     if words[0].startswith("-"):
         raise UserError(f"the method comes first: trimtab train METHOD {words[0]} ...")
-    method = find(words[0])
-    if (env := value_of("env", words[1:])) is not None:
+    return carry_out(find(words[0]), words[1:])
+
+
+def carry_out(
+    method: type[Method[Any]], words: list[str], *, resume: bool = False, finish: bool = False
+) -> int:
+    """Trains with a method and these options; goes on with what is in --out, or only finishes it."""
+    if (env := value_of("env", words)) is not None:
         from trimtab.cli.train_control import run_control
 
-        return run_control(method, env, words[1:])
+        return run_control(method, env, words, resume=resume, finish=finish)
     from trimtab.jobs import Job, run_job, shown
     from trimtab.online_jobs import OnlineJob, live, run_online_job
 
     options = parse(
         options_of(OnlineJob if method.online else Job, method),
-        words[1:],
-        prog=f"trimtab train {words[0]}",
+        words,
+        prog=f"trimtab train {method.name}",
         description=description_of(method),
-        method=words[0],
+        method=method.name,
     )
     quiet_libraries()
     keep_freed_memory()
     start = time.monotonic()
+    again = {"resume": resume, "finish": finish}
     with reporting() as progress:
         if method.online:
-            done = live(run_online_job(job_from(OnlineJob, options), progress))
+            done = live(run_online_job(job_from(OnlineJob, options), progress, **again))
         else:
-            done = shown(run_job(job_from(Job, options), progress))
+            done = shown(run_job(job_from(Job, options), progress, **again))
     console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False, soft_wrap=True)
     console.print(f"the model is in {options.out}", markup=False, soft_wrap=True)
     return 0

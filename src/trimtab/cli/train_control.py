@@ -16,7 +16,9 @@ from trimtab.presets import preset
 from trimtab.terminal import console, reporting
 
 
-def run_control(method: type[Method[Any]], env: str, words: list[str]) -> int:
+def run_control(
+    method: type[Method[Any]], env: str, words: list[str], *, resume: bool = False, finish: bool = False
+) -> int:
     """Trains one control policy."""
     if not method.online:
         able = [m for m in METHODS.values() if issubclass(m, OnlineMethod) and m.fewest_samples == 1]
@@ -34,7 +36,7 @@ def run_control(method: type[Method[Any]], env: str, words: list[str]) -> int:
     job = job_from(ControlJob, options)
     start = time.monotonic()
     with reporting() as progress:
-        done = live(run_control_job(job, progress))
+        done = live(run_control_job(job, progress, resume=resume, finish=finish))
     console.print(f"trained in {time.monotonic() - start:.0f} s  {done}", markup=False, soft_wrap=True)
     console.print(f"the policy is in {options.out}; trimtab play {options.out}", markup=False, soft_wrap=True)
     return 0

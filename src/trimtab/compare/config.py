@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trimtab.compare.limits import check_runs, check_seeds
 from trimtab.compare.results import Strength
-from trimtab.config import build, load_yaml, typed
+from trimtab.config import build, load_yaml, shown, typed
 from trimtab.errors import UserError, check_bounds, check_positive, nearest
 from trimtab.feedback.conversions import ViewOptions
 from trimtab.methods import Method, find
@@ -146,8 +147,8 @@ class CompareConfig:
             if name in RESERVED or (name == PROXY and self.reward_model is not None):
                 raise UserError(f"rewards: the name {name!r} is taken by another measure; choose another")
         if self.online.reward is not None and self.online.reward not in self.reward_names:
-            names = nearest(self.online.reward, self.reward_names)
-            raise UserError(f"online: there is no reward {self.online.reward!r}; {names}")
+            names = nearest(self.online.reward[:80], self.reward_names)
+            raise UserError(f"online: there is no reward {shown(self.online.reward)}; {names}")
         _check_seeds(self.seeds)
         check_bounds(self, held_out=(0, 1), jobs=(0, math.inf), lora_rank=(0, math.inf))
         grid(self)  # every parameter is checked before anything is trained
@@ -193,6 +194,7 @@ def grid(config: CompareConfig) -> list[Run]:
     Raises UserError for an unknown method or parameter, or a value out of bounds.
     """
     cells = [cell for name, sweep in config.methods.items() for cell in _cells(name, sweep or {})]
+    check_runs("the comparison", (len(cells), len(config.seeds)))
     return [dataclasses.replace(cell, seed=seed) for seed in config.seeds for cell in cells]
 
 
@@ -202,6 +204,7 @@ def _cells(name: str, sweep: dict[str, Any]) -> list[Run]:
         raise UserError(f"methods: {name} trains a reward model; put it under `reward_model`")
     values = {key: value if isinstance(value, list) else [value] for key, value in sweep.items()}
     rates = typed(list[float], values.pop("learning_rate", []), f"{name}: learning_rate")
+    check_runs(f"methods: {name}", [len(rates) or 1, *map(len, values.values())])
     runs = []
     for rate in rates or [None]:
         RunConfig(learning_rate=rate)  # checks it
@@ -217,7 +220,8 @@ def _cells(name: str, sweep: dict[str, Any]) -> list[Run]:
 
 def _check_seeds(seeds: list[int]) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds is {seeds}; it must hold at least one number, and none twice")
+        raise UserError(f"seeds is {shown(seeds)}; it must hold at least one number, and none twice")
+    check_seeds(seeds)
 
 
 def load_config(path: Path) -> CompareConfig:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from trimtab.allocator import keep_freed_memory
 from trimtab.compare.results import append_result, load_results
-from trimtab.errors import UserError
+from trimtab.errors import UserError, ran_out_of_memory, storage_failed
 from trimtab.runs import Progress
 
 log = logging.getLogger("trimtab")
@@ -142,6 +142,10 @@ def _attempt(cell: Cell) -> dict[str, Any]:
     except UserError as error:
         return failure(cell, str(error))
     except Exception as error:  # a failed run is a result: it is shown with its reason
+        if ran_out_of_memory(error) is not None:
+            return failure(cell, "there was not enough memory; try fewer --jobs, or smaller batches")
+        if (said := storage_failed(error, str(cell.folder))) is not None:
+            return failure(cell, said)
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / "error.txt").write_text(traceback.format_exc())
         return failure(cell, f"{type(error).__name__}: {error}")

@@ -16,10 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.checkpoint import atomic_text
+from trimtab.atomic import atomic_text
+from trimtab.config import build, shown, typed
 from trimtab.errors import UserError
+from trimtab.feedback.json_rows import BrokenJSONError, Decoder
 
 log = logging.getLogger(__name__)
+
+# What the report relies on in comparison.json, where it is there.
+ABOUT: dict[str, Any] = {"rewards": list[str], "primary_reward": str, "envs": list[str], "name": str}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def claim(out: Path, config: Any, free: Collection[str]) -> None:
     file = Path(out) / "config.json"
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = _load_object(file, "choose another --out, or delete the folder to start anew")
         changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             raise UserError(
@@ -75,7 +80,7 @@ def append_result(out: Path, row: dict[str, Any]) -> None:
 
     What an interrupted writer left after the last whole line is cut off first.
     """
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace")
     path = Path(out) / "results.jsonl"
     path.touch()
     with path.open("r+b") as file:
@@ -94,13 +99,13 @@ def load_results(out: Path) -> list[Result]:
     path = Path(out) / "results.jsonl"
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = _contents(path)
     whole = _whole_lines(content)
     if whole < len(content):
         log.warning("%s: the last line was cut off by an interruption and is dropped", path)
     latest: dict[str, Result] = {}
-    for row in _parse_lines(path, content[:whole].decode()):
-        result = _result(path, row)
+    for number, row in _parse_lines(path, content[:whole]):
+        result = _result(f"{path} line {number}", row)
         latest[result.key] = result
     return list(latest.values())
 
@@ -110,13 +115,16 @@ def load_about(out: Path, needed: Sequence[str] = ("rewards", "primary_reward"))
     path = Path(out) / "comparison.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; give the folder that `trimtab compare` wrote")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); run the comparison again to write it") from None
+    again = "run the comparison again to write it"
+    about = _load_object(path, again)
     if missing := [name for name in needed if name not in about]:
-        raise UserError(f"{path} has no {missing[0]!r}; run the comparison again to write it")
-    return dict(about)
+        raise UserError(f"{path} has no {missing[0]!r}; {again}")
+    for name, kind in ABOUT.items():
+        if name in about:
+            typed(kind, about[name], f"{path}: {name}")
+    if "primary_reward" in about and about["primary_reward"] not in about.get("rewards", []):
+        raise UserError(f"{path}: primary_reward is not among its rewards; {again}")
+    return about
 
 
 def load_config_text(out: Path) -> str:
@@ -126,7 +134,7 @@ def load_config_text(out: Path) -> str:
     path = Path(out) / "config.json"
     if not path.is_file():
         return ""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _load_object(path, "delete it, or run the comparison again in another folder")
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
@@ -135,16 +143,20 @@ def load_evaluation(out: Path, result: Result) -> list[dict[str, Any]]:
     path = Path(out) / result.folder / "evaluation.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing though the run {result.key} is done; run the comparison again")
-    rows = _parse_lines(path, path.read_text(encoding="utf-8"))
+    rows = _parse_lines(path, _contents(path))
     if not rows:
         raise UserError(f"{path} is empty though the run {result.key} is done; run the comparison again")
-    return rows
+    for number, row in rows:
+        if "response" not in row:
+            raise UserError(f"{path} line {number} has no 'response'; delete or mend it")
+        typed(str, row["response"], f"{path} line {number}: response")
+    return [row for _, row in rows]
 
 
 def load_curve(out: Path, result: Result) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; [] where the run has none, as a starting model has."""
     path = Path(out) / result.folder / "metrics.jsonl"
-    return _parse_lines(path, path.read_text(encoding="utf-8")) if path.is_file() else []
+    return [row for _, row in _parse_lines(path, _contents(path))] if path.is_file() else []
 
 
 def _whole_lines(content: bytes) -> int:
@@ -152,31 +164,59 @@ def _whole_lines(content: bytes) -> int:
     return content.rfind(b"\n") + 1
 
 
-def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _load_object(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError that ends with the advice."""
+    try:
+        content = _contents(path).decode()
+        return _object(content, f"{path}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; {advice}") from error
+    except BrokenJSONError as error:
+        raise UserError(f"{path} line {error.line} is not JSON ({error}); {advice}") from None
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    decoder = Decoder()
+    row = decoder.line(text)
+    if decoder.problem or not isinstance(row, dict):
+        problem = f": {decoder.problem}" if decoder.problem else " is not a JSON object"
+        raise UserError(f"{where}{problem}; delete or mend it")
+    return row
+
+
+def _parse_lines(path: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
+    """Each object with the number of its line."""
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028
+    for number, line in enumerate(content.split(b"\n"), start=1):  # not splitlines: JSON may hold U+2028
         if not line.strip():
             continue
+        where = f"{path} line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error.msg}); delete or mend it") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is not a JSON object; delete or mend it")
-        rows.append(row)
+            rows.append((number, _object(line.decode(), where)))
+        except UnicodeDecodeError:
+            raise UserError(f"{where} is not UTF-8 text; delete or mend it") from None
+        except BrokenJSONError as error:
+            raise UserError(f"{where} is not JSON ({error}); delete or mend it") from None
     return rows
 
 
-def _result(path: Path, row: dict[str, Any]) -> Result:
+def _result(where: str, row: dict[str, Any]) -> Result:
     known = {name: row[name] for name in Result.__dataclass_fields__ if row.get(name) is not None}
     if missing := [name for name in ("key", "status", "method", "seed") if name not in known]:
-        raise UserError(
-            f"{path}: the run {row.get('key', '?')!r} has no {missing[0]!r}; delete or mend its line"
-        )
+        raise UserError(f"{where}: the run {shown(row.get('key', '?'))} has no {missing[0]!r}; mend the line")
     if known["status"] not in ("done", "failed"):
         raise UserError(
-            f"{path}: the run {known['key']!r} has status {known['status']!r}, not done or failed"
+            f"{where}: the run {shown(known['key'])} has status {shown(known['status'])}, not done or failed"
         )
-    if "strength" in known:
-        known["strength"] = Strength(known["strength"]["name"], float(known["strength"]["value"]))
-    return Result(**known)
+    result = build(Result, known, where)
+    folder = Path(result.folder)
+    if folder.is_absolute() or ".." in folder.parts:  # its model may be deleted, and its files are read
+        raise UserError(f"{where}: the folder {shown(result.folder)} is not within the comparison's; mend it")
+    return result

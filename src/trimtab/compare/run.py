@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trimtab.checkpoint import atomic_text
+from trimtab.atomic import atomic_text
 from trimtab.compare.config import CompareConfig, Run, grid
 from trimtab.compare.processes import run_all
 from trimtab.compare.results import claim, load_results

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.checkpoint import atomic_folder, atomic_text
+from trimtab.atomic import atomic_folder, atomic_text
 from trimtab.compare.config import CompareConfig
 from trimtab.compare.statistics import mean_interval
 from trimtab.data import is_built_in, load_records, split_by_prompt

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.checkpoint import atomic_folder
+from trimtab.atomic import atomic_folder
 from trimtab.compare.config import CompareConfig, Run
 from trimtab.compare.stages import BASE, FEEDBACK, PROMPTS, REWARD_MODEL
 from trimtab.compare.statistics import distinct_n, mean_interval, standard_error
@@ -142,7 +142,7 @@ def _train(cell: Cell, policy: LanguagePolicy, folder: Path) -> dict[str, Any]:
 
 def _offline(
     cell: Cell, method: Method[Any], policy: LanguagePolicy
-) -> tuple[RunConfig, Iterator[dict[str, float]]]:
+) -> tuple[RunConfig, Iterable[dict[str, float]]]:
     """Training on the recorded feedback."""
     run = _run_config(cell, method)
     table = make_table(method, read(str(cell.out / FEEDBACK)), policy.tokenizer, run, cell.config.views)
@@ -153,7 +153,7 @@ def _offline(
 
 def _online(
     cell: Cell, method: OnlineMethod, policy: LanguagePolicy
-) -> tuple[OnlineConfig, Iterator[dict[str, float]]]:
+) -> tuple[OnlineConfig, Iterable[dict[str, float]]]:
     """Training on new answers to the prompts of the feedback, scored by the reward that is learned from."""
     config, online = cell.config, cell.config.online
     evaluation = config.evaluation

@@ -6,7 +6,7 @@ from typing import Any
 from trimtab.errors import UserError
 from trimtab.feedback import columns
 from trimtab.feedback.columns import Row
-from trimtab.feedback.records import Message, Record
+from trimtab.feedback.records import Message, Record, type_name
 
 RESPONSE = "completion|response|output"
 LABEL = "label|kto_tag|positive"
@@ -117,9 +117,10 @@ def tree(row: Row) -> Iterator[Record]:
 def _rankings(node: dict[str, Any], before: tuple[Message, ...]) -> Iterator[Record]:
     if node.get("deleted"):
         return
-    role = columns.ROLE_NAMES.get(node["role"], node["role"])
+    said = columns.text(node["role"], "role")
+    role = columns.ROLE_NAMES.get(said, said)
     asked = (*before, Message(role, node["text"]))
-    replies = [_node(reply) for reply in node.get("replies") or []]
+    replies = [_node(reply) for reply in _replies(node)]
     ranked = [reply for reply in replies if _is_ranked(reply)]
     if role == "user" and len(ranked) >= 2:
         ranks = columns.ranks([reply["rank"] for reply in ranked], "rank")
@@ -131,7 +132,17 @@ def _rankings(node: dict[str, Any], before: tuple[Message, ...]) -> Iterator[Rec
 def _node(value: Any) -> dict[str, Any]:
     if not (isinstance(value, dict) and "role" in value and "text" in value):
         raise UserError("a message of the tree has no 'role' or no 'text'")
+    for flag in ("deleted", "synthetic"):
+        if value.get(flag) not in (None, True, False):
+            raise UserError(f"{flag!r} of a message of the tree must be true or false")
     return value
+
+
+def _replies(node: dict[str, Any]) -> list[Any]:
+    replies = [] if node.get("replies") is None else node["replies"]
+    if not isinstance(replies, list):
+        raise UserError(f"'replies' of a message of the tree must be a list, not {type_name(replies)}")
+    return replies
 
 
 def _is_ranked(reply: dict[str, Any]) -> bool:
@@ -142,9 +153,7 @@ def _conversation(row: Row) -> tuple[tuple[Message, ...], str]:
     """The turns before the response, and the response."""
     name = "conversations" if "conversations" in row else "messages"
     turns = columns.messages(row[name], name)
-    if row.get("system"):
-        turns = (Message("system", columns.text(row["system"], "system")), *turns)
-    return columns.last_turn(turns, name)
+    return columns.last_turn((*columns.system_turn(row), *turns), name)
 
 
 def _conversation_pair(

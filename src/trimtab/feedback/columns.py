@@ -3,12 +3,13 @@
 Every function raises UserError, one sentence without the row's place, for a value it cannot read.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.errors import UserError
-from trimtab.feedback.records import Message, Prompt, as_conversation, check_text, type_name
+from trimtab.feedback.records import Message, Prompt, as_conversation, check_text, shown, type_name
 
 Row = Mapping[str, Any]
 
@@ -18,6 +19,7 @@ LABELS = {"true": True, "1": True, "up": True, "yes": True, "good": True, "👍"
 LABELS |= {"false": False, "0": False, "-1": False, "down": False, "no": False, "bad": False, "👎": False}
 
 TEXT_OR_MESSAGES = "text or a list of messages"
+ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
@@ -87,20 +89,33 @@ def prompt(row: Row) -> Prompt:
         found = text(row["prompt"], "prompt")
     else:
         found = messages(row["prompt"], "prompt", TEXT_OR_MESSAGES)
-    if row.get("system"):
-        return Message("system", text(row["system"], "system")), *as_conversation(found)
-    return found
+    return (*system_turn(row), *as_conversation(found)) if system_turn(row) else found
+
+
+def system_turn(row: Row) -> tuple[Message, ...]:
+    """What the `system` column says, as a turn; none if there is no such column or it is empty."""
+    said = optional(row, "system")
+    return (Message("system", said),) if said else ()
+
+
+def optional(row: Row, column: str) -> str:
+    """The text of a column that may be missing or empty."""
+    value = row.get(column)
+    return "" if value is None else text(value, column)
 
 
 def _alpaca(row: Row) -> tuple[Message, ...]:
     """Alpaca: `input` follows `instruction` on a new line; `history` holds earlier [question, answer]."""
     turns = []
-    for exchange in row.get("history") or []:
+    history = [] if row.get("history") in (None, "") else row["history"]
+    if not isinstance(history, list):
+        raise UserError(f"'history' must be a list of [question, answer], not {type_name(history)}")
+    for exchange in history:
         if not (isinstance(exchange, list) and len(exchange) == 2):
             raise UserError("'history' must be a list of [question, answer]")
         question, answer = exchange
         turns += [Message("user", question), Message("assistant", answer)]
-    parts = [text(row["instruction"], "instruction"), text(row.get("input") or "", "input")]
+    parts = [text(row["instruction"], "instruction"), optional(row, "input")]
     asked = "\n".join(part for part in parts if part)
     if not asked:
         raise UserError("'instruction' is empty")
@@ -139,7 +154,7 @@ def responses(asked: Prompt, values: Any, column: str) -> tuple[Prompt, tuple[st
 
 def transcript(value: Any, column: str) -> tuple[Message, ...]:
     r"""An HH-RLHF transcript: "\n\nHuman: ...\n\nAssistant: ..."."""
-    _, *parts = TURN.split(text(value, column))
+    _, *parts = TURN.split(text(value, column).lstrip())
     roles = ["user" if name == "Human" else "assistant" for name in parts[::2]]
     return tuple(Message(role, said.strip()) for role, said in zip(roles, parts[1::2], strict=True))
 
@@ -182,6 +197,8 @@ def number(value: Any, column: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UserError(f"{column!r} must be a number, not {type_name(value)}")
     try:
+        if isinstance(value, str) and "_" in value:
+            raise ValueError("Python reads 1_5 as 15, which hardly anybody means")
         return float(value)
     except (ValueError, OverflowError):
         raise UserError(f"{column!r} is {_shown(value)}, which is not a number") from None
@@ -199,10 +216,24 @@ def ranks(values: Any, column: str) -> tuple[int, ...]:
     found = numbers(values, column)
     if not all(rank.is_integer() for rank in found):
         raise UserError(f"{column!r} must hold whole numbers, 0 for the best")
-    order = sorted(set(found))
-    return tuple(order.index(rank) for rank in found)
+    place = {rank: n for n, rank in enumerate(sorted(set(found)))}
+    return tuple(place[rank] for rank in found)
 
 
 def _shown(value: Any) -> str:
-    shown = "empty" if value in ("", None) else repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    return "empty" if value in ("", None) else shown(value)
+
+
+def check_writable(columns: Row) -> None:
+    """Raises UserError if one of these columns, or its name, cannot be written as UTF-8."""
+    if columns and not _is_writable(columns):
+        bad = next(name for name, value in columns.items() if not _is_writable({name: value}))
+        raise UserError(f"the column {shown(bad)} holds half of a character, which is not valid text")
+
+
+def _is_writable(columns: Row) -> bool:
+    try:
+        ENCODER.encode(columns).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ What each assumes stands in the table `trimtab.feedback.views.VIEWS`.
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,9 @@ from itertools import pairwise
 from typing import Literal
 
 from trimtab.errors import UserError, nearest
-from trimtab.feedback.records import Kind, Message, Prompt, Record
+from trimtab.feedback.records import MOST_COMPARED, Kind, Message, Prompt, Record
 
 log = logging.getLogger("trimtab")
-
-MOST_COMPARED = 1000  # responses to one prompt, since pairs grow with the square
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class ViewOptions:
         for name, choices in (("pairs", ("all", "adjacent")), ("turns", ("last", "all"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; {nearest(getattr(self, name), choices)}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UserError(f"threshold is {self.threshold}; it must be a finite number")
         for name in ("tie_within", "min_margin"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -2,34 +2,38 @@
 
 import csv
 import gzip
-import json
 import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, nearest
+from trimtab.feedback.json_rows import RawRow, array_rows, line_rows
+from trimtab.feedback.records import printable, shown_name
 from trimtab.hub import hub_answers
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED = (".json.gz", ".jsonl.gz", ".csv.gz")
 REJECTED = ".rejected.jsonl"  # the end of the name of files that hold rows left out
 
+# A packed file may be small and never end. Text packs 3 to 20 times, the same long system prompt in every row
+# up to a few hundred times, and gzip at most 1,030 times. Below UNPACKED nobody counts.
+MOST_PACKED = 500
+UNPACKED = 64 * 2**20  # bytes
+# In Parquet a run of equal values takes no room, so that a file of a kilobyte may hold any number of rows.
+MOST_ROWS_A_BYTE = 100
+FEW_ROWS = 1_000_000
+
+MOST_ENTRIES = 30_000  # below a folder
+
+ARRAY = re.compile(r"\s*\[")
+
 # Without a file of this name: "imdb", "openai/gsm8k", "openai/gsm8k:main".
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row as it stands in its file. `problem` says why `value`, then its raw text, is not an object."""
-
-    source: str  # "file.jsonl:12": the line, or for Parquet and datasets the row, counted from 1
-    value: Any
-    problem: str = ""
 
 
 def raw_rows(path_or_name: str, split: str = "train") -> Iterator[RawRow]:
@@ -38,16 +42,26 @@ def raw_rows(path_or_name: str, split: str = "train") -> Iterator[RawRow]:
     Raises UserError if there is nothing of that name or a file cannot be read to its end.
     """
     path = Path(path_or_name)
-    if path.is_dir():
+    if not path_or_name:
+        raise UserError("the name of the data is empty; give a file, a folder or a dataset's name")
+    if not exists(path_or_name):
+        yield from _hub_rows(path_or_name, split)
+    elif path.is_dir():
         if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
             yield from _saved_dataset(path, split)
         else:
             for file in _data_files(path, split):
-                yield from _file_rows(file, str(file.relative_to(path)))
-    elif path.is_file():
-        yield from _file_rows(path, path.name)
+                yield from _file_rows(file, shown_name(file.relative_to(path)))
     else:
-        yield from _hub_rows(path_or_name, split)
+        yield from _file_rows(path, shown_name(path.name))
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of the name; none has a name that no file system takes."""
+    try:
+        return Path(name).exists()
+    except OSError:  # too long
+        return False
 
 
 def file_format(path: Path) -> str:
@@ -56,29 +70,46 @@ def file_format(path: Path) -> str:
     for ending in (*COMPRESSED, *FORMATS):
         if name.endswith(ending):
             return ending
-    raise UserError(f"{path}: the name must end in one of {', '.join((*FORMATS, *COMPRESSED))}")
+    raise UserError(f"{shown_name(path)}: the name must end in one of {', '.join((*FORMATS, *COMPRESSED))}")
 
 
 def _file_rows(path: Path, name: str) -> Iterator[RawRow]:
     ending = file_format(path)
+    if not path.is_file():
+        raise UserError(
+            f"{shown_name(path)}: it is no regular file"
+        )  # nobody knows where a pipe or a device ends
     if ending == ".parquet":
         yield from _parquet_rows(path, name)
         return
     content = _decode(_contents(path), name)
     if ending.startswith(".csv"):
         yield from _csv_rows(content, name)
-    elif content.lstrip().startswith("["):
-        yield from _array_rows(content, name)
+    elif array := ARRAY.match(content):
+        yield from array_rows(content, name, array.end())
     else:
-        yield from _line_rows(content, name)
+        yield from line_rows(content, name)
 
 
 def _contents(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+        return _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read the file ({error})") from error
+        raise UserError(f"{shown_name(path)}: cannot read the file ({error})") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    parts, size = [], 0
+    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
+        while part := file.read(2**20):
+            parts.append(part)
+            size += len(part)
+            if size > UNPACKED and size > MOST_PACKED * packed.tell():
+                raise UserError(
+                    f"{shown_name(path)}: it unpacks to more than {MOST_PACKED} times its size, as no "
+                    "feedback does; if it is meant, unpack it first"
+                )
+    return b"".join(parts)
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -93,58 +124,6 @@ def _decode(data: bytes, name: str) -> str:
             f"{name}:{line}: the file is not UTF-8 text (byte 0x{byte:02x}); save it as UTF-8, "
             f"for example with iconv -t UTF-8 -f and its encoding"
         ) from error
-
-
-def _line_rows(content: str, name: str) -> Iterator[RawRow]:
-    """JSON Lines. Lines end with a line feed alone: U+2028 may stand inside of text."""
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield _row(f"{name}:{number}", json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield RawRow(f"{name}:{number}", line, _broken(error))
-
-
-def _array_rows(content: str, name: str) -> Iterator[RawRow]:
-    """The elements of one JSON array, each with the line where it starts. Broken JSON ends the file."""
-    decoder = json.JSONDecoder()
-    start, line, position = 0, 1, content.index("[") + 1
-    while True:
-        position = _skip_space(content, position)
-        if content[position : position + 1] == "]":
-            break
-        line += content.count("\n", start, position)
-        start = position
-        try:
-            value, position = decoder.raw_decode(content, position)
-            position = _skip_space(content, position)
-            if content[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' or ']'", content, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            place = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            raise UserError(f"{name}:{place}: {_broken(error)}; fix the file") from error
-        yield _row(f"{name}:{line}", value)
-        position += content[position] == ","
-    if content[position + 1 :].strip():
-        raise UserError(f"{name}: there is text after the end of the JSON array; fix the file")
-
-
-def _skip_space(content: str, position: int) -> int:
-    while content[position : position + 1] in (" ", "\n", "\r", "\t"):
-        position += 1
-    return position
-
-
-def _broken(error: json.JSONDecodeError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "broken JSON (nested too deeply)"
-    return f"broken JSON at column {error.colno} ({error.msg})"
-
-
-def _row(source: str, value: Any) -> RawRow:
-    if isinstance(value, dict):
-        return RawRow(source, value)
-    return RawRow(source, value, "the row is not an object with named columns")
 
 
 def _csv_rows(content: str, name: str) -> Iterator[RawRow]:
@@ -177,26 +156,51 @@ def _header(cells: list[str], name: str) -> list[str]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
-    import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        file = pyarrow.parquet.ParquetFile(path)
+        if problem := _implausible(file, path.stat().st_size):
+            raise UserError(f"{shown_name(path)}: {problem}")
+        for batch in file.iter_batches():
             for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                 yield RawRow(f"{name}:{number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot read the Parquet file ({_first_line(error)})") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # on damaged bytes the library fails in ways of its own
+        raise UserError(f"{shown_name(path)}: cannot read the Parquet file ({_first_line(error)})") from error
+
+
+def _implausible(file: Any, size: int) -> str:
+    """What is wrong with a Parquet file of so many bytes, before anything of it is unpacked."""
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        return "it names a column twice; rename one"
+    if file.metadata.num_rows > FEW_ROWS + MOST_ROWS_A_BYTE * size:
+        return f"it holds {file.metadata.num_rows:,} rows in {size:,} bytes, as no feedback does"
+    return ""
 
 
 def _data_files(folder: Path, split: str) -> list[Path]:
     """The data files in a folder, those named after the split if there are any ("train-00000.parquet")."""
     endings = (*FORMATS, *COMPRESSED)
-    found = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith(endings)]
+    try:
+        entries = list(islice(folder.rglob("*"), MOST_ENTRIES + 1))
+    except OSError as error:
+        raise UserError(f"{shown_name(folder)}: the folder cannot be read ({error.strerror})") from error
+    if len(entries) > MOST_ENTRIES:
+        raise UserError(
+            f"{shown_name(folder)}: it holds more than {MOST_ENTRIES:,} files; name the one with the data"
+        )
+    found = [path for path in sorted(entries) if path.name.lower().endswith(endings)]
     found = [path for path in found if not path.name.endswith(REJECTED) and not path.name.startswith(".")]
+    found = [path for path in found if not path.is_dir()]
     of_split = [path for path in found if split in re.split(r"[._-]", path.name)]
     if not found:
-        raise UserError(f"{folder}: the folder holds no data files; their names end in {', '.join(endings)}")
+        raise UserError(
+            f"{shown_name(folder)}: the folder holds no data files; their names end in {', '.join(endings)}"
+        )
     return of_split or found
 
 
@@ -205,20 +209,26 @@ def _saved_dataset(folder: Path, split: str) -> Iterator[RawRow]:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot load the datasets folder ({_first_line(error)})") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise UserError(f"{folder}: there is no split {split!r}; {nearest(split, loaded)}")
-        loaded = loaded[split]
-    yield from _dataset_rows(loaded, folder.name)
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise UserError(
+                    f"{shown_name(folder)}: there is no split {split!r}; {nearest(split, loaded)}"
+                )
+            loaded = loaded[split]
+        yield from _dataset_rows(loaded, shown_name(folder.name))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # as with Parquet; rows are read while they are asked for
+        raise UserError(
+            f"{shown_name(folder)}: cannot load the datasets folder ({_first_line(error)})"
+        ) from error
 
 
 def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
     if not HUB_NAME.fullmatch(name) or name.lower().endswith((*FORMATS, *COMPRESSED)):
-        siblings = [path.name for path in Path(name).parent.glob("*")]
+        siblings = [path.name for path in islice(Path(name).parent.glob("*"), 21)] if len(name) < 256 else []
         hint = f"; {nearest(Path(name).name, siblings)}" if 0 < len(siblings) <= 20 else ""
-        raise UserError(f"{name}: there is no such file or folder{hint}")
+        raise UserError(f"{shown_name(name)}: there is no such file or folder{hint}")
     import datasets
 
     path, _, config = name.partition(":")
@@ -228,8 +238,8 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         loaded = datasets.load_dataset(path, config or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{name}: there is no such file or folder here, and the dataset of that name cannot be loaded "
-            f"from the hub ({_first_line(error)})"
+            f"{shown_name(name)}: there is no such file or folder here, and the dataset of that name "
+            f"cannot be loaded from the hub ({_first_line(error)})"
         ) from error
     yield from _dataset_rows(loaded, name)
 
@@ -240,4 +250,4 @@ def _dataset_rows(dataset: Iterator[Mapping[str, Any]], name: str) -> Iterator[R
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return printable(str(error).strip().split("\n")[0]) or type(error).__name__

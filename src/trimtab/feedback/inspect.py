@@ -217,12 +217,12 @@ def _findings_table(found: Summary) -> "Table":
     for finding in found.findings:
         more = ", …" if finding.count > len(finding.sources) > 0 else ""
         table.add_row(
-            f"{finding.count:,} of {finding.of:,}", finding.what, Text(_places(finding.sources) + more)
+            f"{finding.count:,} of {finding.of:,}", finding.what, Text(places_in(finding.sources) + more)
         )
     return table
 
 
-def _places(sources: Sequence[str]) -> str:
+def places_in(sources: Sequence[str]) -> str:
     """The lines alone where all are in one file."""
     files = {source.rpartition(":")[0] for source in sources}
     if len(files) != 1 or "" in files:

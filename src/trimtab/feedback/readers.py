@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trimtab.errors import UserError
 from trimtab.feedback.files import REJECTED, raw_rows
-from trimtab.feedback.records import Record
+from trimtab.feedback.records import Record, shown_name
 from trimtab.feedback.shapes import recognise
 
 log = logging.getLogger("trimtab")
@@ -47,6 +47,15 @@ def scan(path_or_name: str, split: str = "train") -> Reading:
     folder saved by `datasets`, or a dataset's name on the hub, "name" or "name:configuration".
     Raises UserError if it cannot be read at all, or holds no rows.
     """
+    try:
+        return _scan(path_or_name, split)
+    except MemoryError:
+        raise UserError(
+            f"{shown_name(path_or_name)}: it does not fit into memory; cut it into smaller files"
+        ) from None
+
+
+def _scan(path_or_name: str, split: str) -> Reading:
     reading = Reading(path_or_name)
     for raw in raw_rows(path_or_name, split):
         try:
@@ -61,7 +70,7 @@ def scan(path_or_name: str, split: str = "train") -> Reading:
         reading.without_feedback += not records
         reading.records += records
     if not reading.rows:
-        raise UserError(f"{path_or_name}: there are no rows in it")
+        raise UserError(f"{shown_name(path_or_name)}: there are no rows in it")
     return reading
 
 
@@ -86,25 +95,40 @@ def read(
         )
     if reading.rejected:
         target = rejects or Path(_stem(path_or_name) + REJECTED)
+        if target.resolve() == Path(path_or_name).resolve():
+            raise UserError(
+                f"{shown_name(target)}: the bad rows would replace the file that they come from; rename it"
+            )
         write_rejected(reading.rejected, target)
         bad = f"{len(reading.rejected)} of {reading.rows} rows are bad and left out"
-        log.warning(f"{path_or_name}: {bad}; they and the reasons are in {target}")
+        log.warning(f"{shown_name(path_or_name)}: {bad}; they and the reasons are in {shown_name(target)}")
     if not reading.records:
         reason = f"; the first bad row: {reading.rejected[0].reason}" if reading.rejected else ""
-        raise UserError(f"{path_or_name}: none of its {reading.rows} rows holds feedback{reason}")
+        raise UserError(f"{shown_name(path_or_name)}: none of its {reading.rows} rows holds feedback{reason}")
     if reading.without_feedback:
         empty = f"{reading.without_feedback} of {reading.rows} rows"
-        log.warning(f"{path_or_name}: {empty} hold no ranking of two responses or more and yield nothing")
+        log.warning(
+            f"{shown_name(path_or_name)}: {empty} hold no ranking of two responses or more and yield nothing"
+        )
     return reading.records
 
 
 def write_rejected(rejected: list[RejectedRow], path: Path) -> None:
-    """Writes bad rows as JSON Lines: {"source", "reason", "row"}. A former file of the name is replaced."""
-    with path.open("w", encoding="utf-8") as file:
-        for bad in rejected:
-            line = {"source": bad.source, "reason": bad.reason, "row": bad.row}
-            # ASCII, because a row may be bad for holding what UTF-8 cannot say; str for dates in Parquet.
-            file.write(json.dumps(line, default=str) + "\n")
+    """Writes bad rows as JSON Lines: {"source", "reason", "row"}. A former file of the name is replaced.
+
+    Raises UserError if the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for bad in rejected:
+                line = {"source": bad.source, "reason": bad.reason, "row": bad.row}
+                # ASCII, because a row may be bad for holding what UTF-8 cannot say; str for dates in Parquet.
+                file.write(json.dumps(line, default=str) + "\n")
+    except (OSError, ValueError) as error:  # ValueError for a name that holds a zero byte
+        raise UserError(
+            f"{shown_name(path)}: cannot write the bad rows ({getattr(error, 'strerror', error)})"
+        ) from error
 
 
 def _stem(path_or_name: str) -> str:

@@ -6,22 +6,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from trimtab.errors import UserError, nearest
+from trimtab.stateful import stateful
 
 Kind = Literal["demonstration", "pair", "ranking", "thumbs", "score", "prompt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ROLES = ("system", "user", "assistant", "tool")
 
+MOST_COMPARED = 1000  # responses to one prompt, since pairs grow with the square
+
 # How many responses a record of each kind holds: (fewest, most).
 RESPONSES: dict[Kind, tuple[int, float]] = {
     "demonstration": (1, 1),
     "pair": (2, 2),
-    "ranking": (2, math.inf),
+    "ranking": (2, MOST_COMPARED),
     "thumbs": (1, 1),
     "score": (1, math.inf),
     "prompt": (0, 0),
 }
 
 
+@stateful
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation; `role` is one of ROLES.
@@ -34,7 +38,7 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise UserError(f"unknown role {self.role!r}; {nearest(str(self.role), ROLES)}")
+            raise UserError(f"unknown role {shown(self.role)}; {nearest(str(self.role)[:40], ROLES)}")
         check_text(self.content, f"the {self.role} turn")
 
 
@@ -102,6 +106,24 @@ def type_name(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
+def shown(value: object, most: int = 40) -> str:
+    """A value as an error message shows it: without what a terminal would obey, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shown_name(name: object, most: int = 250) -> str:
+    """A name of a file or column in an error message; one that cannot be printed in quotes."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= most else shown(text, most)
+
+
+def printable(text: str, most: int = 300) -> str:
+    """What a library says, without what a terminal would obey, and cut if it is long."""
+    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return clean if len(text) <= most else clean + "..."
+
+
 def _check_prompt(prompt: Prompt) -> None:
     if isinstance(prompt, str):
         check_text(prompt, "the prompt")
@@ -117,6 +139,8 @@ def _check_responses(record: Record) -> None:
     count = len(record.responses)
     if not fewest <= count <= most:
         wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
+        if count > most > fewest:
+            wanted = f"at most {most:,}"
         raise UserError(f"a {record.kind} record needs {wanted} response{'s' * (fewest != 1)}, not {count}")
     for response in record.responses:
         check_text(response, "the response")

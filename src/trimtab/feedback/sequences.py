@@ -9,9 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trimtab.stateful import stateful
+
 Ids = Sequence[int]
 
 
+@stateful
 @dataclass(frozen=True)
 class Sequences:
     """S prompts, each with its response, in one row without padding.

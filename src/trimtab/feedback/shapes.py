@@ -8,8 +8,10 @@ from typing import Any
 from trimtab.errors import UserError, nearest
 from trimtab.feedback import builders
 from trimtab.feedback.builders import LABEL, RESPONSE, SCORE
-from trimtab.feedback.columns import Row, is_transcript
-from trimtab.feedback.records import Kind, Record
+from trimtab.feedback.columns import Row, check_writable, is_transcript
+from trimtab.feedback.records import Kind, Record, shown_name
+
+MOST_NAMED = 20  # columns of a row that no shape fits
 
 PROMPT = "prompt|question"
 
@@ -32,7 +34,7 @@ class Shape:
     optional: tuple[str, ...] = ()
     fits: Callable[[Row], bool] = field(default=lambda row: True)  # tells apart shapes with the same columns
 
-    def used(self, row: Row) -> list[str]:
+    def used(self, row: Container[str]) -> list[str]:
         """The columns of the row that this shape reads."""
         found = [next((name for name in names.split("|") if name in row), "") for names in self.columns]
         return [name for name in (*found, *self.optional) if name in row]
@@ -45,6 +47,7 @@ class Shape:
         """The records that a row of this shape holds; the columns not used go along with each."""
         used = self.used(row)
         others = {name: value for name, value in row.items() if name not in used}
+        check_writable(others)
         built = self.build({name: row[name] for name in used})
         return [replace(record, source=source, columns=others) for record in built]
 
@@ -207,6 +210,7 @@ SHAPES: tuple[Shape, ...] = (
         ("messages", LABEL),
         builders.conversation_thumbs,
         {"messages": _CHAT, "label": True},
+        _SYSTEM,
     ),
     Shape(
         "messages",
@@ -214,6 +218,7 @@ SHAPES: tuple[Shape, ...] = (
         ("messages",),
         builders.conversation,
         {"messages": _CHAT},
+        _SYSTEM,
     ),
     Shape(
         "question and answer",
@@ -255,7 +260,7 @@ def recognise(row: Row) -> Shape:
     for shape in _complete(frozenset(row)):
         if shape.fits(row):
             return shape
-    raise UserError(_unrecognised(row))
+    raise UserError(_unrecognised(frozenset(row)))
 
 
 @lru_cache(maxsize=1000)  # most rows of a file have the same columns
@@ -264,9 +269,12 @@ def _complete(names: frozenset[str]) -> tuple[Shape, ...]:
     return tuple(shape for shape in SHAPES if not shape.missing(names))
 
 
-def _unrecognised(row: Row) -> str:
+@lru_cache(maxsize=1000)
+def _unrecognised(row: frozenset[str]) -> str:
     """Which shape comes nearest: the one with most of its columns found, then fewest missing."""
-    names = ", ".join(sorted(map(str, row))) or "none"
+    ordered = [shown_name(name, 40) for name in sorted(row)]
+    more = f", and {len(row) - MOST_NAMED:,} more" if len(row) > MOST_NAMED else ""
+    names = ", ".join(ordered[:MOST_NAMED]) + more or "none"
     partial = [shape for shape in SHAPES if shape.missing(row)]
     shape = max(partial, key=lambda s: (len(s.columns) - 2 * len(s.missing(row)), -len(s.columns)))
     if len(shape.missing(row)) == len(shape.columns):
@@ -275,7 +283,7 @@ def _unrecognised(row: Row) -> str:
             "or prompt, chosen and rejected, or prompt, completion and label"
         )
     missing = [name.replace("|", " or ") for name in shape.missing(row)]
-    unused = [str(name) for name in row if name not in shape.used(row)]
+    unused = sorted(row.difference(shape.used(row)))[:1000]
     hints = [nearest(names.split("|")[0], unused) for names in shape.missing(row)]
     hint = "".join(f" ({hint})" for hint in hints if hint.startswith("did you mean"))
     return (

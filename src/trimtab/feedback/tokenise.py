@@ -21,7 +21,7 @@ log = logging.getLogger("trimtab")
 # For conversations with a tokenizer that has no template: the transcript form of HH-RLHF (Bai et al. 2022).
 PLAIN_CHAT_TEMPLATE = (  # line breaks stand in expressions: after a block they would be trimmed
     "{{ bos_token or '' }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ '\\n\\nAssistant: ' + message.content + eos_token }}"
+    "{% if message.role == 'assistant' %}{{ '\\n\\nAssistant: ' + message.content + (eos_token or '') }}"
     "{% elif message.role == 'user' %}{{ '\\n\\nHuman: ' + message.content }}"
     "{% else %}{{ '\\n\\n' + message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
@@ -70,7 +70,7 @@ def encode(
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """Tokens of a prompt, ready for a response to follow; at least one (BOS, or else EOS).
 
-    Raises UserError if the chat template refuses the conversation.
+    Raises UserError if the chat template refuses the conversation, or if there is no token to begin with.
     """
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt).input_ids)
@@ -79,14 +79,24 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     else:
         ids = _plain_ids(tokenizer, _template(tokenizer, prompt, open_turn=True))
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not ids and start is None:
+        raise UserError("a prompt has no tokens, and the tokenizer no BOS or EOS to begin with; add text")
     return ids or [start]
 
 
 def end_tokens(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None) -> set[int]:
-    """The ids that end a response: the tokenizer's EOS and those of the generation configuration."""
+    """The ids that end a response: the tokenizer's EOS and those of the generation configuration.
+
+    Raises UserError if there is none.
+    """
     listed = getattr(generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list) else [listed]
-    ends = {int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None}
+    try:
+        ends = {int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"generation_config.json: eos_token_id holds {listed}, not ids; correct it"
+        ) from error
     if not ends:
         raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return ends
@@ -133,7 +143,7 @@ def _template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message],
             turns,
             tokenize=False,
             add_generation_prompt=open_turn,
-            chat_template=tokenizer.chat_template or PLAIN_CHAT_TEMPLATE,
+            chat_template=None if tokenizer.chat_template else PLAIN_CHAT_TEMPLATE,
         )
     except Exception as error:  # templates raise what they like, jinja2's errors among them
         roles = " ".join(m.role for m in messages)

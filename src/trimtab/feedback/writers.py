@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError, nearest
-from trimtab.feedback.files import file_format
-from trimtab.feedback.records import Message, Record, as_conversation
-from trimtab.feedback.shapes import recognise
+from trimtab.feedback.files import exists, file_format
+from trimtab.feedback.records import Message, Record, as_conversation, printable, shown, shown_name
+from trimtab.feedback.shapes import Shape, recognise
 
 Row = dict[str, Any]
 
@@ -33,8 +33,10 @@ def write(
     ending = file_format(path)
     if shape not in LAYOUTS:
         raise UserError(f"unknown shape {shape!r}; {nearest(shape, LAYOUTS)}")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another name, or pass --overwrite to replace it")
+    if exists(str(path)) and not overwrite:
+        raise UserError(
+            f"{shown_name(path)} exists already; choose another name, or pass --overwrite to replace it"
+        )
     rows = [_with_columns(LAYOUTS[shape](record), record) for record in records]
     if ending == ".parquet":
         _atomically(path, lambda target: _write_parquet(rows, target, path))
@@ -137,9 +139,16 @@ def _with_columns(row: Row, record: Record) -> Row:
     """Adds the record's other columns, except those that belong to the shape or turn it into another."""
     shape = recognise(row)
     for name, value in record.columns.items():
-        if name not in shape.optional and recognise({**row, name: value}) is shape:
+        if name not in shape.optional and _is_of({**row, name: value}, shape):
             row.setdefault(name, value)
     return row
+
+
+def _is_of(row: Row, shape: Shape) -> bool:
+    try:
+        return recognise(row) is shape
+    except UserError:  # a prompt beside a label, say, is no shape at all
+        return False
 
 
 def _json(rows: list[Row], ending: str) -> str:
@@ -154,11 +163,17 @@ def _csv(rows: list[Row], path: Path) -> str:
     for row in rows:
         nested = [name for name, value in row.items() if isinstance(value, list | dict)]
         if nested:
-            column = repr(nested[0])
+            column = shown(nested[0])
             raise UserError(
-                f"{path}: CSV cannot hold the messages or lists in {column}; write .jsonl or .parquet"
+                f"{shown_name(path)}: CSV cannot hold the messages or lists in {column}; "
+                "write .jsonl or .parquet"
             )
     names = _column_names(rows, path)
+    if padded := [name for name in names if name != name.strip()]:
+        raise UserError(
+            f"{shown_name(path)}: CSV loses the space at an end of the column name {shown(padded[0])}; "
+            "write .jsonl"
+        )
     text = StringIO(newline="")
     writer = csv.DictWriter(text, names)  # ends lines with CRLF, so that a lone CR in a cell is quoted too
     writer.writeheader()
@@ -170,7 +185,9 @@ def _column_names(rows: list[Row], path: Path) -> list[str]:
     """All columns. In a table every row has every column, so that rows of two shapes would look alike."""
     kinds = {recognise(row).name for row in rows}
     if len(kinds) > 1:
-        raise UserError(f"{path}: a table cannot mix {' and '.join(sorted(kinds))} rows; write .jsonl")
+        raise UserError(
+            f"{shown_name(path)}: a table cannot mix {' and '.join(sorted(kinds))} rows; write .jsonl"
+        )
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
@@ -182,9 +199,16 @@ def _write_parquet(rows: list[Row], target: Path, path: Path) -> None:
     full = [{name: row.get(name) for name in names} for row in rows]
     try:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full), target)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OverflowError) as error:  # the latter for whole numbers of over 64 bits
         raise UserError(
-            f"{path}: a column mixes types, which Parquet cannot hold ({error}); write .jsonl"
+            f"{shown_name(path)}: a column mixes types, which Parquet cannot hold, or has no type there "
+            f"({_one_line(error)}); write .jsonl"
+        ) from error
+    try:
+        pyarrow.parquet.ParquetFile(target).close()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{shown_name(path)}: a column is nested too deeply for Parquet; write .jsonl"
         ) from error
 
 
@@ -193,14 +217,19 @@ def _atomically(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fill(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the file ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            fill(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError for a name that holds a zero byte
+        raise UserError(f"{shown_name(path)}: cannot write the file ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return printable(" ".join(str(getattr(error, "strerror", None) or error).split()))
 
 
 def _place(record: Record) -> str:

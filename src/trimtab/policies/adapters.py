@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trimtab.errors import UserError
 from trimtab.feedback.sequences import Sequences
 from trimtab.policies.actor_critic import Critic, save_head, value_head
+from trimtab.policies.folders import look
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_tokenizer, lora_config
 from trimtab.policies.model import OWN, keeping_trainable
@@ -144,6 +145,7 @@ def shared_reward_model(actor: LanguagePolicy, folder: str) -> SharedRewardModel
     from peft import load_peft_weights, set_peft_model_state_dict
 
     config = _reward_config(actor, folder)
+    look(folder, "AutoModelForSequenceClassification")  # refuses pickles, which peft would read
     weights = load_peft_weights(folder, device="cpu")
     head = _head(weights, folder).to(actor.device)
     adapter = {key: weights.pop(key) for key in list(weights) if "lora_" in key}

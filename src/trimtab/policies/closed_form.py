@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.policies.base import ABSENT, Evaluation
-from trimtab.policies.duals import Dual
+from trimtab.policies.duals import Dual, NoRuleError
 from trimtab.policies.heads import Head
 from trimtab.policies.networks import Array, Flat, Perceptron
 
@@ -65,11 +65,11 @@ class _Passes:
         self.of_critic: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(f"policy.{name} has no rule for dual numbers")
+        raise NoRuleError(f"policy.{name} has no rule for dual numbers")
 
     def evaluate(self, inputs: Any, *, entropy: bool = False) -> Evaluation:
         if inputs is not self.inputs:
-            raise NotImplementedError("inputs of a loss's own have no rule for dual numbers")
+            raise NoRuleError("inputs of a loss's own have no rule for dual numbers")
         closed, trains_actor = self.closed, self.closed.vectors[0].requires_grad
         logprobs = spread = values = ABSENT
         if trains_actor:

@@ -15,6 +15,7 @@ from trimtab.policies.closed_form import ClosedForm
 from trimtab.policies.heads import Head
 from trimtab.policies.moments import Moments
 from trimtab.policies.networks import Array, Flat, Perceptron, mlp
+from trimtab.stateful import stateful
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class NetworkConfig:
         check_bounds(self, log_std=(-20, 5))
 
 
+@stateful
 @dataclass(frozen=True)
 class Steps:
     """What a control policy reads: B rows of T steps, or B single steps.

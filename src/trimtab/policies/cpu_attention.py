@@ -55,10 +55,10 @@ def suits(query: Tensor) -> bool:
 def refuse_second_derivatives() -> None:
     """To be called by backward passes that autograd cannot differentiate.
 
-    Raises NotImplementedError within `create_graph=True`: the result would be wrong without a word.
+    Raises RuntimeError within `create_graph=True`: the result would be wrong without a word.
     """
     if torch.is_grad_enabled():
-        raise NotImplementedError("packed rows have no second derivatives; set trunk.packed = False")
+        raise RuntimeError("packed rows have no second derivatives; set trunk.packed = False")
 
 
 def cpu_attention(

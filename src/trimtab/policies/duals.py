@@ -16,10 +16,14 @@ from trimtab.policies.networks import Array
 Slopes = dict[str, Any]  # input -> derivative of each number with respect to its own number of that input
 
 
+class NoRuleError(TypeError):
+    """Something that dual numbers cannot differentiate, as Python's own TypeError for an operator says."""
+
+
 class Dual:
     """An array of numbers and their derivatives; without derivatives it is constant.
 
-    What has no rule here raises NotImplementedError, upon which `train.backward` turns to torch: nothing is
+    What has no rule here raises NoRuleError, upon which `train.backward` turns to torch: nothing is
     differentiated wrongly in silence.
     """
 
@@ -64,12 +68,12 @@ class Dual:
         return Dual(self.value > _parts(other)[0], {})
 
     def __eq__(self, other: object) -> Any:
-        raise NotImplementedError("dual numbers are not compared for equality")
+        raise NoRuleError("dual numbers are not compared for equality")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NotImplementedError(f"{name} has no rule for dual numbers")
+        raise NoRuleError(f"{name} has no rule for dual numbers")
 
     def _mapped(self, value: Array, derivative: Any) -> "Dual":
         return Dual(value, {name: slope * derivative for name, slope in self.slopes.items()})
@@ -101,7 +105,7 @@ class Dual:
     def sum(self, dim: int) -> "Dual":
         """Over a dimension of size 1, which single steps have for time."""
         if self.value.shape[dim] != 1:
-            raise NotImplementedError("sums over several steps mix their derivatives")
+            raise NoRuleError("sums over several steps mix their derivatives")
         squeezed = {n: s if np.isscalar(s) else np.squeeze(s, dim) for n, s in self.slopes.items()}
         return Dual(np.squeeze(self.value, dim), squeezed)
 
@@ -131,7 +135,7 @@ class Dual:
     ) -> "Dual":
         name = _KNOWN.get(function)
         if name is None:
-            raise NotImplementedError(f"{function.__name__} has no rule for dual numbers")
+            raise NoRuleError(f"{function.__name__} has no rule for dual numbers")
         first, *rest = args
         first = first if isinstance(first, Dual) else Dual(first, {})
         return getattr(first, name)(*rest, **(kwargs or {}))

@@ -1,6 +1,5 @@
 """Models by folder or hub name, in the field's formats; LoRA adapters; precision."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,15 @@ import torch
 from torch import nn
 
 from trimtab.errors import UserError, check_bounds, check_positive, nearest
-from trimtab.hub import hub_answers
+from trimtab.hub import only_local
+from trimtab.policies.checks import check_finite, check_fit, check_forward, check_vocabulary
+from trimtab.policies.folders import Source, look, reading
 from trimtab.policies.language import LanguagePolicy
+from trimtab.policies.merging import fit_embeddings, merged
 from trimtab.policies.reward_model import RewardModel
 from trimtab.policies.trunk import TECHNIQUES
+
+HEAD = "score.weight"  # of a reward model
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -40,6 +44,11 @@ class ModelConfig:
     """Compute activations twice instead of keeping them: less memory, about a third slower."""
     without: str | None = None
     """Techniques to leave out, to compare: packing, shared-prompts, fused, or several with commas between."""
+    allow_pickle: bool = False
+    """Read weights from pickles (pytorch_model.bin, adapter_model.bin) where there are no safetensors.
+    A crafted one runs code as you if torch's guard against that has a hole: only from makers you trust."""
+    trust_remote_code: bool = False
+    """Run the Python code that the model's folder brings, with all that you may do yourself."""
 
     def __post_init__(self) -> None:
         for name in self.left_out:
@@ -54,27 +63,39 @@ class ModelConfig:
         return [name.strip() for name in self.without.split(",")] if self.without else []
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder or hub name.
 
     Raises UserError if there is none.
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=_only_local(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load("tokenizer", name, error) from error
+    with reading("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, local_files_only=only_local(name), trust_remote_code=trust_remote_code
+        )
+    if set(tokenizer.get_vocab().values()) <= set(
+        tokenizer.all_special_ids
+    ):  # transformers makes one of nothing
+        raise UserError(f"{name}: there is no tokenizer (tokenizer.json); copy that of its base into it")
+    return tokenizer
 
 
 def load_language_policy(config: ModelConfig, *, trainable: bool = True, seed: int = 0) -> LanguagePolicy:
-    """A causal language model as a policy; frozen if not trainable. An adapter is drawn by `seed`."""
-    tokenizer = load_tokenizer(config.model)
-    model, missing = _load("AutoModelForCausalLM", config)
-    if missing:
-        raise UserError(f"{config.model}: not a language model, as a reward model is not: no {min(missing)}")
+    """A causal language model as a policy; frozen if not trainable. An adapter is drawn by `seed`.
+
+    Raises UserError for a model that cannot be loaded, is none, or cannot be trained so.
+    """
+    source = _look(config, "AutoModelForCausalLM", trainable)
+    tokenizer = load_tokenizer(source.tokenizer, config.trust_remote_code)
+    model, _ = _load("AutoModelForCausalLM", config, source, tokenizer)
+    check_vocabulary(config.model, model, tokenizer)
+    check_forward(config.model, model)
     model = _prepare(model, config, trainable, "CAUSAL_LM", seed)
-    policy = LanguagePolicy(model, tokenizer, _autocast(config))
+    try:
+        policy = LanguagePolicy(model, tokenizer, _autocast(config))
+    except ValueError as error:
+        raise UserError(f"{config.model}: {error}; take a model of another architecture") from error
     policy.trunk.without(config.left_out)
     return policy
 
@@ -82,17 +103,18 @@ def load_language_policy(config: ModelConfig, *, trainable: bool = True, seed: i
 def load_reward_model(config: ModelConfig, *, trainable: bool = True, seed: int = 0) -> RewardModel:
     """A sequence classifier with one output. A new head, or an adapter, is drawn by `seed`.
 
-    Raises UserError if a frozen reward model is wanted and the folder has no head.
+    Raises UserError as `load_language_policy` does, and if a frozen reward model is wanted and the folder
+    has no head.
     """
-    tokenizer = load_tokenizer(config.model)
-    model, missing = _load("AutoModelForSequenceClassification", config, num_labels=1)
-    if not hasattr(model, "score"):
-        name = type(model).__name__
-        raise UserError(f"{config.model}: reward models need an architecture with a `score` head, not {name}")
-    if "score.weight" in missing:
+    source = _look(config, "AutoModelForSequenceClassification", trainable)
+    tokenizer = load_tokenizer(source.tokenizer, config.trust_remote_code)
+    model, has_head = _load("AutoModelForSequenceClassification", config, source, tokenizer, num_labels=1)
+    if not has_head:
         if not trainable:
             raise UserError(f"{config.model}: not a reward model: it has no score head; train one first")
         _draw_head(model.score.weight, seed)
+    check_vocabulary(config.model, model, tokenizer)
+    check_forward(config.model, model)
     _give_padding_token(model, tokenizer)
     model = _prepare(model, config, trainable, "SEQ_CLS", seed)
     reward_model = RewardModel(model, tokenizer, _autocast(config))
@@ -140,65 +162,74 @@ def _autocast(config: ModelConfig) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def _load(auto_class: str, config: ModelConfig, **kwargs: Any) -> tuple[Any, set[str]]:
-    """The model and the names of weights that its folder lacks.
+def _look(config: ModelConfig, auto_class: str, trainable: bool) -> Source:
+    """Where the model is. Raises UserError for one that cannot be loaded, or not be trained so."""
+    source = look(
+        config.model,
+        auto_class,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if quantised := source.config.get("quantization_config"):
+        kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        if source.adapter is not None:
+            raise UserError(
+                f"{config.model}: its base has quantised weights ({kind}), into which no adapter is merged "
+                "without loss; name the base before quantisation in its adapter_config.json"
+            )
+        if trainable and config.lora_rank == 0:
+            raise UserError(
+                f"{config.model}: quantised weights ({kind}) cannot be trained; train an adapter on them "
+                "with --lora-rank 16, or take the weights before quantisation"
+            )
+    return source
+
+
+def _load(
+    auto_class: str, config: ModelConfig, source: Source, tokenizer: Any, **kwargs: Any
+) -> tuple[Any, bool]:
+    """The model, and whether its files have a reward model's head.
 
     In fp32; below an adapter in the precision of the run, since it stays frozen.
     """
     import transformers
 
-    adapter = _adapter_config(config.model)
-    base = adapter["base_model_name_or_path"] if adapter else config.model
-    if Path(base).is_dir():
-        base = str(Path(base).resolve())  # an adapter names its base, and is read from other folders too
     device = resolve_device(config.device)
     bf16 = config.lora_rank > 0 and resolve_precision(config.precision, device) == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    at_first = torch.float32 if adapter else dtype  # a merge in bf16 would lose small changes
-    try:
+    at_first = torch.float32 if source.adapter else dtype  # a merge in bf16 would lose small changes
+    with reading("model", source.base):
         model, info = getattr(transformers, auto_class).from_pretrained(
-            base, dtype=at_first, output_loading_info=True, local_files_only=_only_local(base), **kwargs
+            source.path,
+            dtype=at_first,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_fit says which they are
+            use_safetensors=None if config.allow_pickle else True,
+            local_files_only=only_local(source.path),
+            trust_remote_code=config.trust_remote_code,
+            **kwargs,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load("model", base, error) from error
-    missing = set(info["missing_keys"])
-    if adapter:
-        scores = adapter["task_type"] == "SEQ_CLS"
-        if scores and auto_class == "AutoModelForCausalLM":
+    causal = auto_class == "AutoModelForCausalLM"
+    if not causal and not hasattr(model, "score"):
+        kind = type(model).__name__
+        raise UserError(f"{source.base}: reward models need an architecture with a `score` head, not {kind}")
+    check_fit(source.base, model, info, may_lack="" if causal else HEAD)
+    check_finite(source.base, model)
+    has_head = HEAD not in info["missing_keys"]
+    if source.adapter:
+        if causal and source.adapter.get("task_type") == "SEQ_CLS":
             raise UserError(f"{config.model}: the adapter of a reward model; a language model is needed here")
-        model, missing = _merged(model, config.model), missing - ({"score.weight"} if scores else set())
+        model, brings_head = merged(model, source, tokenizer)
+        has_head = has_head or brings_head
+        check_finite(config.model, model)
         for parameter in model.parameters():  # not the buffers: rotary frequencies need all their digits
             parameter.data = parameter.data.to(dtype)
-    return model.to(device), missing
-
-
-def _adapter_config(name: str) -> dict[str, Any] | None:
-    """What a folder says of the LoRA adapter in it; None if it holds a whole model."""
-    file = Path(name) / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def _merged(model: Any, folder: str) -> Any:
-    """The model with the adapter's changes in its own weights."""
-    from peft import PeftConfig, PeftModel
-
-    config = PeftConfig.from_pretrained(folder)
-    if config.task_type == "CAUSAL_LM":
-        config.task_type = None  # the trunk is the same below a reward model's head
-    else:
-        _fit_embeddings(model, load_tokenizer(folder))  # it may bring the row of its padding token
-    model = PeftModel.from_pretrained(model, folder, config=config).merge_and_unload()
-    model.name_or_path = ""  # no folder holds what it is now; see `save`
-    return model
+    return model.to(device), has_head
 
 
 def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str, seed: int) -> nn.Module:
-    """Turns dropout off (sampling must equal scoring), freezes, adds the adapter."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
-            module.attention_dropout = 0.0
+    """Turns dropout off, freezes, adds the adapter."""
+    _without_dropout(model)
     if not trainable:
         return model.requires_grad_(False).eval()
     if config.gradient_checkpointing:
@@ -208,6 +239,16 @@ def _prepare(model: Any, config: ModelConfig, trainable: bool, task: str, seed: 
             torch.manual_seed(seed)
             model = _with_adapter(model, config, task)
     return model.train()
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Sampling must equal scoring. Some modules read a probability from their configuration as they run."""
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else []:
+                probability = isinstance(value, int | float) and not isinstance(value, bool)
+                if probability and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout))):
+                    setattr(holder, name, 0.0)
 
 
 def lora_config(config: ModelConfig, task: str) -> Any:
@@ -230,35 +271,16 @@ def _with_adapter(model: Any, config: ModelConfig, task: str) -> Any:
     try:
         return get_peft_model(model, lora_config(config, task))
     except ValueError as error:
-        raise UserError(f"--lora-targets {config.lora_targets}: {error}") from error
+        linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+        hint = nearest(config.lora_targets, {"all-linear", *linear})
+        raise UserError(
+            f"--lora-targets {config.lora_targets}: {str(error).splitlines()[0]} {hint}"
+        ) from error
 
 
 def _give_padding_token(model: Any, tokenizer: Any) -> None:
     """Reward models get a padding token that no response ends with (see RewardModel)."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        _fit_embeddings(model, tokenizer)
+        fit_embeddings(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _fit_embeddings(model: Any, tokenizer: Any) -> None:
-    """A row for every token."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-
-
-def _only_local(name: str) -> bool:
-    """Whether a name is looked for on this machine only: a folder, or a download where no hub answers."""
-    return Path(name).exists() or not hub_answers()
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> UserError:
-    if Path(name).exists():
-        reason = str(error).strip().splitlines()[0]
-        return UserError(f"{name}: no {what} could be read from this folder: {reason}")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return UserError(f"{name}: no such folder; --model takes a folder or a hub name (owner/name)")
-    return UserError(
-        f"{name}: neither a folder here nor a {what} that the hub gave; check the name and the network, "
-        "or download it once and pass its folder"
-    )

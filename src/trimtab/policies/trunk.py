@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.errors import ran_out_of_memory
 from trimtab.feedback.sequences import Sequences
 from trimtab.policies.fused import fused_hidden, is_of_family
 from trimtab.policies.packing import NAME, Packing, attend
@@ -107,9 +108,9 @@ class Trunk:
         expected = known(probe)
         try:
             found = new(probe)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            if ran_out_of_memory(error) is not None:
+                raise
             return False  # the architecture does not take packed rows: that is the answer asked for
         finally:
             self.hf.train(was_training)

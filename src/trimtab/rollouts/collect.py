@@ -16,9 +16,11 @@ from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, encode_prompt
 from trimtab.objectives.advantages import whiten
 from trimtab.policies.base import ABSENT
 from trimtab.policies.language import LanguagePolicy
-from trimtab.rollouts.generate import Sampling, decode, generate
+from trimtab.rollouts.generate import Response, Sampling, decode, generate
 from trimtab.rollouts.rewards import WeightedSum
 from trimtab.rollouts.rollout import Collection, Rollout, Sample
+from trimtab.room import ERRORS, Room
+from trimtab.states import moved
 
 log = logging.getLogger("trimtab")
 
@@ -31,7 +33,7 @@ class CollectConfig:
     """Prompts answered in each refresh, drawn without repetition until all had their turn."""
     samples: int | None = None
     """Answers to each prompt; the method's own number if not given."""
-    keep: float = 0.0
+    mix: float = 0.0
     """Share of each collection that is answers of the one before, mixed with the new; 0 replaces all."""
     max_new_tokens: int = 128
     """Longest answer; one that reaches it is cut off, not ended."""
@@ -44,7 +46,7 @@ class CollectConfig:
     biased_sampling: bool = False
     """Allow top-k and top-p: gradients are then those of another policy than the one that answers."""
     generate_batch: int = 64
-    """Prompts that are answered at once."""
+    """Prompts that are answered at once; halved whenever memory runs out."""
     cut_off: Literal["score", "penalty", "bootstrap"] = "score"
     """What an answer gets that reached max_new_tokens: its score as it stands, --cut-off-score, or the
     critic's value of where it stopped."""
@@ -57,7 +59,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "prompts", "samples", "generate_batch", "clip_scores")
-        check_bounds(self, keep=(0, 0.99))
+        check_bounds(self, mix=(0, 0.99))
         if self.temperature == 0:
             raise UserError(
                 "temperature is 0: without chance there is nothing to learn from; give one above 0"
@@ -73,7 +75,7 @@ class CollectConfig:
     @property
     def kept(self) -> int:
         """Prompts of a collection whose answers are those of the one before; never all of them."""
-        return min(round(self.keep * self.prompts), self.prompts - 1)
+        return min(round(self.mix * self.prompts), self.prompts - 1)
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -85,6 +87,7 @@ class Collector:
     """Collects experience with a random stream of its own: (seed, refresh) says what is asked and drawn."""
 
     unit = "tokens"
+    repeats = True
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class Collector:
         self.seed = seed
         self.ids = _prompt_ids(policy.tokenizer, records, max_length - config.max_new_tokens)
         self.before: Rollout | None = None
+        self.room = Room(config.generate_batch, "prompts")
 
     @property
     def rows(self) -> int:
@@ -120,7 +124,7 @@ class Collector:
         ids = [self.ids[i] for i in chosen]
         # one number for (seed, refresh), so that neighbouring seeds share no stream
         seed = random.Random(f"{self.seed} answers {refresh}").getrandbits(62)
-        groups = generate(self.policy, ids, self.config.sampling(), samples=self.samples, seed=seed)
+        groups = self._answers(ids, seed)
         responses = [response for group in groups for response in group]
         records = [self.records[i] for i in chosen for _ in range(self.samples)]
         texts = [decode(self.policy, response) for response in responses]
@@ -140,9 +144,27 @@ class Collector:
         ]
         return Collection(rollout if old is None else Rollout.join([old, rollout]), read)
 
+    def _answers(self, prompts: list[Ids], seed: int) -> list[list[Response]]:
+        """As many at once as memory takes."""
+        while True:
+            sampling = replace(self.config.sampling(), batch_size=self.room.size)
+            try:
+                return generate(self.policy, prompts, sampling, samples=self.samples, seed=seed)
+            except ERRORS as error:
+                self.room.halve(error, len(prompts))
+
     def remember(self, rollout: Rollout) -> None:
         """Takes note of a collection with its log-probs, of which some answers may be kept."""
-        self.before = rollout
+        self.before = rollout if self.config.kept else None
+
+    def state(self) -> dict[str, Any]:
+        """What is kept from one collection to the next; what is drawn follows from (seed, refresh)."""
+        return {"before": self.before, "room": self.room.size}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.before = moved(state["before"], self.policy.device)
+        self.room.size = state["room"]
 
     def with_rewards(self, rollout: Rollout, beta: float) -> Rollout:
         """See the function `with_rewards`."""

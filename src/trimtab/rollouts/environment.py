@@ -1,5 +1,6 @@
 """Experience of a control policy: it acts in many copies of a Gymnasium environment at once."""
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,15 @@ from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.policies.base import ABSENT
 from trimtab.policies.control import ControlPolicy, Steps
 from trimtab.policies.moments import Moments
+from trimtab.rollouts.replay import Replay
 from trimtab.rollouts.rollout import Collection, Rollout
 from trimtab.rollouts.spaces import Spaces, make_environments
 
+log = logging.getLogger("trimtab")
+
 LAST = 100  # episodes that the reported return is the mean of
 MOST_COPIES = 1_000_000
+COUNTED = ("observations", "starts", "running", "discounted", "episodes", "total_steps", "fresh")  # by name
 LONGEST = 100_000  # steps after which an episode that does not end is given up
 
 
@@ -53,6 +58,7 @@ class Environment:
     """
 
     unit = "steps"
+    repeats = False
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Environment:
         self.envs = make_environments(config.env, config.envs)
         self.spaces = Spaces.of(self.envs, config.env)
         first = seed * MOST_COPIES  # copies take neighbouring numbers: those of no other seed
+        self.replay = Replay(self.envs, first)
         self.observations = self.spaces.vectors(self.envs.reset(seed=first)[0])
         self.starts = np.zeros(config.envs, dtype=bool)  # whose next step begins an episode: the dummy
         self.running = np.zeros((2, config.envs))  # return and length of the episodes that are under way
@@ -87,6 +94,7 @@ class Environment:
         # a stream of its own: (seed, 0) would be that of the environment's first states
         rng = np.random.default_rng((1, self.seed, refresh))
         if self.whole_episodes and not self.fresh:
+            self.replay.before_reset()
             self.observations = self.spaces.vectors(self.envs.reset()[0])
             self.starts[:] = False
         self.fresh = False
@@ -98,7 +106,9 @@ class Environment:
             taken.mask.append(~(over | self.starts))
             taken.observations.append(now)
             taken.actions.append(actions)
-            raw, rewards, terminated, truncated, _ = self.envs.step(self.spaces.actions(actions))
+            done = self.spaces.actions(actions)
+            self.replay.before_step(done, self.starts)
+            raw, rewards, terminated, truncated, _ = self.envs.step(done)
             now = self.spaces.vectors(raw)
             taken.rewards.append(rewards.copy())
             taken.terminated.append(terminated.copy())
@@ -108,6 +118,7 @@ class Environment:
                 over = over | self.starts
         taken.observations.append(now)
         self.observations = now
+        self.replay.forget()
         return Collection(self._rollout(taken), [])
 
     def _goes_on(self, taken: "_Taken", over: NDArray[Any]) -> bool:
@@ -181,6 +192,47 @@ class Environment:
     def close(self) -> None:
         """Ends the environments."""
         self.envs.close()
+
+    def state(self) -> dict[str, Any]:
+        """Where the environments are, and all that was counted and averaged."""
+        return {
+            **{name: getattr(self, name) for name in COUNTED},
+            "finished": list(self.finished),
+            "reward_moments": self.reward_moments.tensors(),
+            "observation_moments": self.policy.moments.tensors(),
+            "normalises": self.policy.normalises,
+            "replay": self.replay.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave. Copies that do not repeat themselves begin new episodes."""
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        self.finished.extend(state["finished"])
+        self.reward_moments = Moments.from_tensors(state["reward_moments"])
+        self.policy.moments = Moments.from_tensors(state["observation_moments"])
+        self.policy.normalises = state["normalises"]
+        strangers = [
+            number
+            for number, shown in enumerate(self.replay.load(state["replay"]))
+            if not np.array_equal(self._vector(shown), self.observations[number])
+        ]
+        for number in strangers:
+            self.observations[number] = self._vector(self.replay.anew(number))
+            self.starts[number], self.discounted[number], self.running[:, number] = False, 0.0, 0.0
+        self.replay.settle(self.starts)
+        if strangers:
+            log.warning(
+                "%s: %d of %d copies did not come back to where they were, since the environment does not "
+                "repeat itself; they begin new episodes, and the run goes on, but not as it would have",
+                self.config.env,
+                len(strangers),
+                self.config.envs,
+            )
+
+    def _vector(self, observation: Any) -> NDArray[Any]:
+        dtype = self.envs.single_observation_space.dtype
+        return self.spaces.vectors(np.asarray(observation, dtype=dtype)[None])[0]
 
     def _count(self, rewards: NDArray[Any], mask: NDArray[Any], ended: NDArray[Any]) -> None:
         """Takes note of the episodes that ended, in the order of time: return and length [E, T]."""

@@ -1,8 +1,10 @@
 """Responses of a language policy: the prompt is read once for all its samples, finished rows leave."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,16 +72,27 @@ def generate(
     generator = torch.Generator(policy.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[Response]] = [[] for _ in prompts]
-    was_training = policy.model.training
-    policy.model.eval()
-    with policy.autocasting():  # around all steps: the weights in the lower precision are kept within it
+    with (
+        training_mode(policy.model, False),
+        policy.autocasting(),
+    ):  # around all steps: the weights in the lower precision are kept within it
         for start in range(0, len(order), sampling.batch_size):
             chunk = order[start : start + sampling.batch_size]
             responses = _answer(policy, [prompts[i] for i in chunk], sampling, samples, generator)
             for place, i in enumerate(chunk):
                 answers[i] = responses[place * samples : (place + 1) * samples]
-    policy.model.train(was_training)
     return answers
+
+
+@contextmanager
+def training_mode(model: Any, trains: bool) -> Iterator[None]:
+    """Within it the model is in this mode; afterwards in that of before, whatever happens."""
+    before = model.training
+    model.train(trains)
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def decode(policy: LanguagePolicy, response: Response) -> str:

@@ -10,10 +10,12 @@ from torch import Tensor
 from trimtab.feedback.records import Prompt
 from trimtab.objectives.advantages import gae, whiten
 from trimtab.policies.base import ABSENT
+from trimtab.stateful import stateful
 
 STEP_COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")  # what losses read
 
 
+@stateful
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """B rows of T steps: responses by tokens, or steps in environments. [B, T] but where said otherwise.
@@ -149,6 +151,7 @@ def whitened(parts: list[Rollout]) -> list[Rollout]:
     return [changed(part) for part in parts]
 
 
+@stateful
 @dataclass(frozen=True)
 class Sample:
     """One answer as a person reads it, with the score of each reward."""

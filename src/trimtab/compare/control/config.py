@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.config import build, load_yaml
+from trimtab.compare.limits import check_runs, check_seeds
+from trimtab.config import MOST_NAME, build, load_yaml, shown
 from trimtab.control_jobs import (
     LANGUAGE_ONLY,
     ControlConfig,
     ControlJob,
-    ControlReport,
     check,
 )
 from trimtab.errors import UserError, check_bounds, check_positive, nearest
@@ -63,8 +63,7 @@ class ControlCompareConfig:
             raise UserError("methods: name at least one method, such as ppo")
         _check_list("envs", self.envs)
         _check_list("seeds", self.seeds)
-        if min(self.seeds) < 0:
-            raise UserError(f"seeds is {self.seeds}; a seed must be 0 or more")
+        check_seeds(self.seeds)
         check_bounds(self, jobs=(0, math.inf))
         for name in self.methods:
             _check_method(name)
@@ -107,7 +106,7 @@ class Run:
         options |= {"env": self.env, "seed": self.seed}
         method: Any = find(self.method)
         own, environment, network, run = (_part(cls, options, self.method) for cls in (method, *PARTS))
-        job = ControlJob(own, environment, network, run, ControlReport(), out / self.folder)
+        job = ControlJob(own, environment, network, run, out / self.folder)
         run.run(environment)  # what the training loop has to say against it
         return job
 
@@ -121,6 +120,7 @@ def grid(config: ControlCompareConfig) -> list[Run]:
     """
     cells = [Run(env, START, {}, seed=0) for env in config.envs]
     cells += [cell for name in config.methods for cell in _cells(config, name)]
+    check_runs("the comparison", (len(cells), len(config.seeds)))
     cells.sort(key=lambda cell: config.envs.index(cell.env))
     return [dataclasses.replace(cell, seed=seed) for seed in config.seeds for cell in cells]
 
@@ -137,6 +137,7 @@ def _cells(config: ControlCompareConfig, name: str) -> list[Run]:
     sweep = config.methods[name] or {}
     _check_names(sweep, find(name), f"methods: {name}")
     choices = [_choices(key, value, name) for key, value in sweep.items()]
+    check_runs(f"methods: {name}", [len(config.envs), *map(len, choices)])
     runs = []
     for env in config.envs:
         for values in itertools.product(*choices):
@@ -172,7 +173,7 @@ def _part(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 def _check_list(name: str, values: list[Any]) -> None:
     if not values or len(set(values)) < len(values):
-        raise UserError(f"{name} is {values}; it must hold at least one, and none twice")
+        raise UserError(f"{name} is {shown(values)}; it must hold at least one, and none twice")
 
 
 def _check_method(name: str) -> None:
@@ -203,11 +204,13 @@ def _check_names(options: Mapping[str, Any], method: type[Any], where: str, whos
         if key in OWN:
             raise UserError(f"{where}: {key!r} is not given here; name it under `{key}s`")
         if key not in known:
-            raise UserError(f"{where}: unknown option{whose} {key!r}; {nearest(str(key), known)}")
+            raise UserError(f"{where}: unknown option{whose} {shown(key)}; {nearest(str(key)[:80], known)}")
 
 
 def _check_environment(env: str) -> None:
     """Raises UserError for an environment that cannot be had, or that no policy here can act in."""
+    if not env.isprintable() or not 0 < len(env) <= MOST_NAME:
+        raise UserError(f"envs: {shown(env)} is no name of an environment")
     try:
         environment = make_environment(env)
     except UserError as error:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trimtab.checkpoint import atomic_text
+from trimtab.atomic import atomic_text
 from trimtab.compare.control.config import ControlCompareConfig, grid
 from trimtab.compare.control.worker import Cell
 from trimtab.compare.processes import run_all

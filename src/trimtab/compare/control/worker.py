@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.checkpoint import atomic_text
+from trimtab.atomic import atomic_text
 from trimtab.compare.control.config import START, Run
 from trimtab.config import build
 from trimtab.control_jobs import control_options, run_control_job

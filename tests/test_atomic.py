@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.checkpoint import added_files, atomic_folder, atomic_text
+from trimtab.atomic import added_files, atomic_folder, atomic_text
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -1,0 +1,363 @@
+"""A run's folder while it trains: options, curve, checkpoints, and the way back into it.
+
+RUN/trimtab.yaml     every option; `trimtab resume RUN` reads them again
+RUN/metrics.jsonl    the curve, a line a step or refresh
+RUN/checkpoints/     the whole state (`checkpoint`), deleted once the run is complete
+RUN/state.json       where the training stands; it is there once the run is complete
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import yaml
+
+from trimtab.atomic import added_files, atomic_text
+from trimtab.checkpoint import Checkpoints
+from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.fingerprints import of_paths
+from trimtab.inspection import FOLDER, write_inspection
+from trimtab.interruption import Interruption, Stopped
+from trimtab.runs import refuse_existing
+from trimtab.states import random_states, set_random_states
+from trimtab.train import NonFiniteError
+from trimtab.writing import Curves, LogTo, library
+
+log = logging.getLogger("trimtab")
+Event = TypeVar("Event")
+
+SECONDS = 600.0  # between two checkpoints, where --save-every does not say
+SHARE = 0.05  # of the time, and no more, is then spent on writing them
+FREE = frozenset(
+    {"out", "non_finite", "log_to", "save_every", "keep", "samples_every", "reward_timeout", "device"}
+)
+DONE = "state.json"
+FOLDERS = {
+    "model": "folder of the model (its configuration or tokenizer)",
+    "reference": "reference model",
+    "critic_model": "critic's first model",
+}
+OF_MODELS = (".json", ".jinja", ".model", ".txt", ".safetensors")  # what is read of a model's folder
+REWARD = "reward"  # the fingerprint that may change
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """When the whole state is written, so that `trimtab resume` can go on from there."""
+
+    save_every: int | None = None
+    """Steps, or collections, from one checkpoint to the next; one every ten minutes if not given."""
+    keep: int = 2
+    """How many checkpoints are kept."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "save_every")
+        check_bounds(self, keep=(1, math.inf))
+
+
+class NotSavedError(UserError):
+    """A checkpoint could not be written."""
+
+
+class Resumable(Protocol):
+    """A training whose state can be taken between any two of its events, and given back; see `train`."""
+
+    intact: bool
+
+    def events(self) -> Iterator[Any]: ...
+    def progress(self) -> tuple[int, int]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+class Part(Protocol):
+    """Something beside the training that goes on, too: sample answers, warnings that were given."""
+
+    def state(self) -> Any: ...
+    def load(self, state: Any) -> None: ...
+
+
+@dataclass
+class Recorder:
+    """Keeps a run's folder. Used within `recording`.
+
+    Attributes:
+        out: the folder.
+        options: what trimtab.yaml holds.
+        prints: fingerprints of data and models, by what they are of.
+        found: the state of the checkpoint that the run goes on from; None at its beginning.
+        last: the metrics of the last event.
+    """
+
+    out: Path
+    options: dict[str, Any]
+    log_to: LogTo
+    config: SaveConfig
+    prints: dict[str, str]
+    found: dict[str, Any] | None = None
+    last: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.out, self.config.keep)
+        self.curves = Curves(self.out, self.log_to, self.options, (self.found or {}).get("curves"))
+        self.last = (self.found or {}).get("last", {})
+        self.saved, self.since, self.cost = time.monotonic(), 0, 0.0
+        self.random = random_states()
+
+    def add(self, name: str, part: Part) -> None:
+        """Something whose state is part of every checkpoint."""
+        self.parts[name] = part
+        if self.found is not None:
+            part.load(self.found["parts"][name])
+
+    def follow(
+        self,
+        training: Resumable,
+        metrics: Callable[[Any], dict[str, float]],
+        policy: Any,
+        *,
+        finish: bool = False,
+    ) -> Iterator[Any]:
+        """The events of a training that are not None, each written down; checkpoints whenever one is due.
+
+        Args:
+            finish: only go back to where the checkpoint was written.
+        Raises Stopped after a signal, and UserError if the training fails: both with a checkpoint, where one
+        can be had.
+        """
+        if self.found is not None:
+            training.load(self.found["training"])
+            self.random = self.found["random"]
+            set_random_states(self.random)
+        elif finish:
+            raise UserError(f"{self.out} has no checkpoint: there is nothing to finish")
+        if finish:
+            return
+        with Interruption() as interruption:
+            try:
+                for event in self._events(training):
+                    if event is not None:
+                        self.last = metrics(event)
+                        self.curves.write(self.last)
+                        self.since += 1
+                        yield event
+                    if interruption.asked is not None:
+                        self.save(training)
+                        raise Stopped(self._again(), interruption.asked)
+                    if self._due(event is not None):
+                        self.save(training)
+            except NotSavedError:
+                raise
+            except UserError as error:
+                raise self._failed(training, error, policy) from error
+
+    def _events(self, training: Resumable) -> Iterator[Any]:
+        """Those of the training; takes note of the random streams before and after each collection."""
+        for event in training.events():
+            if event is not None or not training.progress()[1]:
+                self.random = random_states()
+            yield event
+
+    def _due(self, whole: bool) -> bool:
+        if self.config.save_every is None:
+            return time.monotonic() - self.saved > max(SECONDS, self.cost / SHARE)
+        return whole and self.since % self.config.save_every == 0
+
+    def save(self, training: Resumable) -> None:
+        """Writes a checkpoint. Raises UserError if it cannot be written; those before it stay."""
+        state = {
+            "training": training.state(),
+            "random": self.random,
+            "curves": self.curves.state(),
+            "parts": {name: part.state() for name, part in self.parts.items()},
+            "last": self.last,
+            "options": self.options,
+            "prints": self.prints,
+            "machine": machine(),
+        }
+        behind, updates = training.progress()
+        start = time.monotonic()
+        try:
+            self.checkpoints.save(f"{behind:08d}-{updates:06d}", state)
+        except OSError as error:
+            before = "the one before it is still there" if self.checkpoints.names() else "there is none yet"
+            raise NotSavedError(
+                f"{self.checkpoints.folder}: a checkpoint could not be written ({error.strerror}); {before}; "
+                f"mend that, then: trimtab resume {self.out}"
+            ) from error
+        self.saved = time.monotonic()
+        self.cost = self.saved - start
+
+    def _again(self) -> str:
+        return f"trimtab resume {self.out} goes on from here"
+
+    def _failed(self, training: Resumable, error: UserError, policy: Any) -> UserError:
+        """The sentence with where to look and how to go on."""
+        said = str(error)
+        if isinstance(error, NonFiniteError):
+            said += f"; what was computed is in {write_inspection(self.out, error, policy)}"
+        if not training.intact or not any(training.progress()):
+            return UserError(said)
+        try:
+            self.save(training)
+        except NotSavedError as full:
+            return UserError(f"{said}; and {full}")
+        return UserError(f"{said}. Once that is mended, {self._again()}")
+
+    def finish(self, save: Callable[[Path], None], state: dict[str, Any]) -> None:
+        """Writes the model and where the training stands; the checkpoints are needed no more."""
+        with added_files(self.out) as folder:
+            save(folder)
+        atomic_text(self.out / DONE, json.dumps(state, indent=1))
+        self.checkpoints.clear()
+
+
+@contextmanager
+def recording(
+    out: Path,
+    options: dict[str, Any],
+    log_to: LogTo,
+    config: SaveConfig,
+    prints: dict[str, str],
+    *,
+    resume: bool,
+) -> Iterator[Recorder]:
+    """A run's folder, made for a new run or opened again. One in which nothing was learned is deleted.
+
+    Raises UserError if the run cannot go on: its data, its model or its options are not what they were.
+    """
+    library(log_to)
+    prints = prints | _folders(options)
+    created = not out.exists()
+    if not resume:
+        refuse_existing(out)
+        out.mkdir(parents=True, exist_ok=True)
+        _begin(out / "trimtab.yaml", yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+    recorder = None
+    try:
+        with _alone(out):
+            found = _found(out, options, prints) if resume else None
+            recorder = Recorder(out, options, log_to, config, prints, found)
+            with recorder.curves:
+                yield recorder
+    except BaseException:
+        learned = resume or (recorder is not None and recorder.last)
+        if not learned and not _left(out):
+            _clear(out, created)
+        raise
+
+
+def _begin(file: Path, options: str) -> None:
+    """Writes the options. Raises UserError in one of two processes that begin at the same moment."""
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise UserError(f"{file.parent}: another process began there; choose another --out") from error
+    try:
+        atomic_text(file, options)
+    except BaseException:
+        file.unlink()
+        raise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises UserError if another process trains in this folder."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where two processes would have to be kept apart by their user
+        yield
+        return
+    with (out / "trimtab.yaml").open("r+b") as file:  # network disks lock only what may be written
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{out}: another process is training there; let it end, or stop it") from error
+        yield
+
+
+def _left(out: Path) -> bool:
+    """Whether there is something to go on from, or to look at."""
+    return (out / FOLDER).exists() or bool(Checkpoints(out).names())
+
+
+def _clear(out: Path, created: bool) -> None:
+    """Nothing was learned: the same command shall work once the cause is mended."""
+    for file in ("trimtab.yaml", "metrics.jsonl", "samples.md"):
+        (out / file).unlink(missing_ok=True)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    if created:
+        shutil.rmtree(out)
+
+
+def _found(out: Path, options: dict[str, Any], prints: dict[str, str]) -> dict[str, Any] | None:
+    """The newest checkpoint, if this run may go on from it."""
+    newest = Checkpoints(out).newest()
+    if newest is None:
+        if (out / DONE).exists():
+            raise UserError(f"{out} is complete: there is nothing left to train")
+        (out / "samples.md").unlink(missing_ok=True)
+        log.warning("%s has no checkpoint yet: the run starts from its beginning", out)
+        return None
+    name, state = newest
+    before = state["options"]
+    for option in before.keys() | options.keys():
+        if option not in FREE and before.get(option) != options.get(option):
+            raise UserError(
+                f"{out / 'trimtab.yaml'}: {option} is {options.get(option)!r}, but the run began with "
+                f"{before.get(option)!r}; put that back, or start anew with another --out"
+            )
+    for what, mark in prints.items():
+        if state["prints"].get(what) == mark:
+            continue
+        if what == REWARD:  # one that failed was mended, most likely
+            log.warning(
+                "the files of the reward have changed: what follows is scored by them as they are now"
+            )
+        else:
+            raise UserError(
+                f"{out}: the {what} is not what the run began with; put it back as it was, or start anew "
+                "with another --out"
+            )
+    torch.set_num_threads(state["machine"]["threads"])  # sums of other threads have other last digits
+    for what, now in machine().items():
+        if state["machine"][what] != now:
+            log.warning(
+                "the run goes on, but its last digits may differ: %s was %s, and is %s now",
+                what,
+                state["machine"][what],
+                now,
+            )
+    log.info("%s: goes on from checkpoint %s", out, name)
+    return dict(state)
+
+
+def _folders(options: dict[str, Any]) -> dict[str, str]:
+    """Fingerprints of what stands beside the policy's weights: configurations, tokenizers, other models."""
+    found = {}
+    for option, what in FOLDERS.items():
+        folder = Path(str(options.get(option)))
+        if folder.is_dir():
+            found[what] = of_paths(str(file) for file in sorted(folder.iterdir()) if file.suffix in OF_MODELS)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What a number's last digits depend on besides the run."""
+    from importlib.metadata import version
+
+    return {
+        "trimtab": version("trimtab"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
