@@ -25,7 +25,7 @@ LAYERS = (
     },  # these import nothing of ours
     {"states", "room"},
     {"config", "feedback", "runs", "checkpoint"},
-    {"examples", "presets"},
+    {"examples", "presets", "resuming"},
     {"policies"},
     {"reference", "rollouts", "data"},
     {"methods"},

@@ -75,3 +75,20 @@ def test_an_adapter_is_off_whatever_it_learned(table: Table) -> None:
     for a, b in zip(whole, table.ref_logprobs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert attach_reference(table, adapted, batch_tokens=100)
+
+
+@pytest.mark.parametrize("how", ["cut short", "a flipped bit", "empty"])
+def test_a_damaged_cache_is_computed_anew(how: str, table: Table) -> None:
+    """A bit that flipped in a number leaves a file that can be read: only its sum tells."""
+    attach_reference(table, load(), batch_tokens=100)
+    first = table.ref_logprobs
+    [file] = cached()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 64
+    damaged = {"cut short": content[:-10], "a flipped bit": content, "empty": b""}
+    file.write_bytes(damaged[how])
+    table.ref_logprobs = None
+    assert attach_reference(table, load(), batch_tokens=100) is False
+    assert first is not None and table.ref_logprobs is not None
+    assert all(torch.equal(a, b) for a, b in zip(first, table.ref_logprobs, strict=True))
+    assert attach_reference(table, load(), batch_tokens=100) is True

@@ -46,10 +46,15 @@ def added_files(path: Path) -> Iterator[Path]:
 
 def atomic_text(path: Path, text: str) -> None:
     """Writes a file that holds either what it held before or all of the text, whatever interrupts."""
-    part = path.with_name(f".{path.name}.part")
+    atomic_bytes(path, text.encode("utf-8"))
+
+
+def atomic_bytes(path: Path, content: bytes) -> None:
+    """`atomic_text` of bytes."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

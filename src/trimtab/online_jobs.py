@@ -21,8 +21,9 @@ from trimtab.policies.adapters import adapter_critic, shared_reward_model
 from trimtab.policies.base import Scorer
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
-from trimtab.recorder import REWARD, Recorder, SaveConfig, recording
+from trimtab.recorder import Recorder, SaveConfig, recording
 from trimtab.reference import reference_mode
+from trimtab.resuming import REWARD
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
 from trimtab.runs import Progress, flat_options, refuse_existing

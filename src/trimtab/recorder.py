@@ -7,7 +7,6 @@ RUN/state.json       where the training stands; it is there once the run is comp
 """
 
 import json
-import logging
 import math
 import shutil
 import time
@@ -15,38 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
 import yaml
 
 from trimtab.atomic import added_files, atomic_text
 from trimtab.checkpoint import Checkpoints
 from trimtab.errors import UserError, check_bounds, check_positive
-from trimtab.fingerprints import of_paths
 from trimtab.inspection import FOLDER, write_inspection
 from trimtab.interruption import Interruption, Stopped
-from trimtab.runs import refuse_existing
+from trimtab.resuming import DONE, found_again, machine, of_folders
+from trimtab.runs import alone, refuse_existing
 from trimtab.states import random_states, set_random_states
 from trimtab.train import NonFiniteError
 from trimtab.writing import Curves, LogTo, library
 
-log = logging.getLogger("trimtab")
-Event = TypeVar("Event")
-
 SECONDS = 600.0  # between two checkpoints, where --save-every does not say
 SHARE = 0.05  # of the time, and no more, is then spent on writing them
-FREE = frozenset(
-    {"out", "non_finite", "log_to", "save_every", "keep", "samples_every", "reward_timeout", "device"}
-)
-DONE = "state.json"
-FOLDERS = {
-    "model": "folder of the model (its configuration or tokenizer)",
-    "reference": "reference model",
-    "critic_model": "critic's first model",
-}
-OF_MODELS = (".json", ".jinja", ".model", ".txt", ".safetensors")  # what is read of a model's folder
-REWARD = "reward"  # the fingerprint that may change
 
 
 @dataclass(frozen=True)
@@ -236,7 +220,7 @@ def recording(
     Raises UserError if the run cannot go on: its data, its model or its options are not what they were.
     """
     library(log_to)
-    prints = prints | _folders(options)
+    prints = prints | of_folders(options)
     created = not out.exists()
     if not resume:
         refuse_existing(out)
@@ -244,8 +228,8 @@ def recording(
         _begin(out / "trimtab.yaml", yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
     recorder = None
     try:
-        with _alone(out):
-            found = _found(out, options, prints) if resume else None
+        with alone(out / "trimtab.yaml"):
+            found = found_again(out, options, prints) if resume else None
             recorder = Recorder(out, options, log_to, config, prints, found)
             with recorder.curves:
                 yield recorder
@@ -269,22 +253,6 @@ def _begin(file: Path, options: str) -> None:
         raise
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Raises UserError if another process trains in this folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where two processes would have to be kept apart by their user
-        yield
-        return
-    with (out / "trimtab.yaml").open("r+b") as file:  # network disks lock only what may be written
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{out}: another process is training there; let it end, or stop it") from error
-        yield
-
-
 def _left(out: Path) -> bool:
     """Whether there is something to go on from, or to look at."""
     return (out / FOLDER).exists() or bool(Checkpoints(out).names())
@@ -297,67 +265,3 @@ def _clear(out: Path, created: bool) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     if created:
         shutil.rmtree(out)
-
-
-def _found(out: Path, options: dict[str, Any], prints: dict[str, str]) -> dict[str, Any] | None:
-    """The newest checkpoint, if this run may go on from it."""
-    newest = Checkpoints(out).newest()
-    if newest is None:
-        if (out / DONE).exists():
-            raise UserError(f"{out} is complete: there is nothing left to train")
-        (out / "samples.md").unlink(missing_ok=True)
-        log.warning("%s has no checkpoint yet: the run starts from its beginning", out)
-        return None
-    name, state = newest
-    before = state["options"]
-    for option in before.keys() | options.keys():
-        if option not in FREE and before.get(option) != options.get(option):
-            raise UserError(
-                f"{out / 'trimtab.yaml'}: {option} is {options.get(option)!r}, but the run began with "
-                f"{before.get(option)!r}; put that back, or start anew with another --out"
-            )
-    for what, mark in prints.items():
-        if state["prints"].get(what) == mark:
-            continue
-        if what == REWARD:  # one that failed was mended, most likely
-            log.warning(
-                "the files of the reward have changed: what follows is scored by them as they are now"
-            )
-        else:
-            raise UserError(
-                f"{out}: the {what} is not what the run began with; put it back as it was, or start anew "
-                "with another --out"
-            )
-    torch.set_num_threads(state["machine"]["threads"])  # sums of other threads have other last digits
-    for what, now in machine().items():
-        if state["machine"][what] != now:
-            log.warning(
-                "the run goes on, but its last digits may differ: %s was %s, and is %s now",
-                what,
-                state["machine"][what],
-                now,
-            )
-    log.info("%s: goes on from checkpoint %s", out, name)
-    return dict(state)
-
-
-def _folders(options: dict[str, Any]) -> dict[str, str]:
-    """Fingerprints of what stands beside the policy's weights: configurations, tokenizers, other models."""
-    found = {}
-    for option, what in FOLDERS.items():
-        folder = Path(str(options.get(option)))
-        if folder.is_dir():
-            found[what] = of_paths(str(file) for file in sorted(folder.iterdir()) if file.suffix in OF_MODELS)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """What a number's last digits depend on besides the run."""
-    from importlib.metadata import version
-
-    return {
-        "trimtab": version("trimtab"),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-    }

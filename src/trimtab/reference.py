@@ -1,6 +1,7 @@
 """The reference's log-probs: computed once, before training, and kept on disk."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trimtab.atomic import atomic_bytes
 from trimtab.feedback.batches import Table, by_tokens, lengths
 from trimtab.fingerprints import of_weights
 from trimtab.policies.language import LanguagePolicy
+
+log = logging.getLogger("trimtab")
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -33,19 +37,50 @@ def attach_reference(
             that is about to be trained is its own reference as long as no step was taken.
         batch_tokens: tokens that are read at once.
     """
-    from safetensors.torch import load_file, save_file
-
-    file = cache_folder() / "reference" / f"{_fingerprint(table, reference)}.safetensors"
+    file = cached_file(table, reference)
     lengths = [len(response) for _, response in table.rows]
-    if file.exists():
-        table.ref_logprobs = list(load_file(file)["logprobs"].split(lengths))
+    found = _read(file, sum(lengths))
+    if found is not None:
+        table.ref_logprobs = list(found.split(lengths))
         return True
     table.ref_logprobs = _compute(table, reference, batch_tokens, progress)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    save_file({"logprobs": torch.cat(table.ref_logprobs)}, part)
-    part.replace(file)
+    _write(file, torch.cat(table.ref_logprobs))
     return False
+
+
+def cached_file(table: Table, reference: LanguagePolicy) -> Path:
+    """Where the log-probs of this data by this model are kept."""
+    return cache_folder() / "reference" / f"{_fingerprint(table, reference)}.safetensors"
+
+
+def _write(file: Path, logprobs: Tensor) -> None:
+    """With a sum of its bytes."""
+    from safetensors.torch import save
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = save({"logprobs": logprobs}, metadata={"sha256": _sum(logprobs)})
+    atomic_bytes(file, content)
+
+
+def _read(file: Path, count: int) -> Tensor | None:
+    """What is in the cache; None if there is nothing, or not what was written."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as content:
+            logprobs: Tensor = content.get_tensor("logprobs")
+            if len(logprobs) == count and (content.metadata() or {}).get("sha256") == _sum(logprobs):
+                return logprobs
+    except (SafetensorError, OSError) as error:
+        log.info("%s: %s", file, error)
+    log.warning("%s is damaged: the reference's log-probs are computed anew", file)
+    return None
+
+
+def _sum(logprobs: Tensor) -> str:
+    return hashlib.sha256(logprobs.contiguous().numpy().tobytes()).hexdigest()
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """What every job shares: who is told how far it got, its options side by side, its folder."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,3 +32,24 @@ def refuse_existing(out: Path) -> None:
         raise UserError(f"{out} holds a run that is not complete: trimtab resume {out}, or another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or delete it")
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Holds a run's own file as long as this process works in its folder.
+
+    Raises UserError if another process does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where two processes would have to be kept apart by their user
+        yield
+        return
+    with file.open("r+b") as handle:  # network disks lock only what may be written
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{file.parent}: another process is training there; let it end, or stop it"
+            ) from error
+        yield

@@ -40,3 +40,17 @@ def test_a_comparison_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"runs: {len(lines) - 1}/{len(lines)}" in said or f"runs: {len(lines)}/{len(lines)}" in said
     assert main(["resume", str(out), "--finish"]) == 2
     assert "is a comparison, whose runs are trained to their end" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_work_in_one_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    file, out = tmp_path / "small.yaml", tmp_path / "out"
+    file.write_text(COMPARISON)
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["compare", str(file), "--out", str(out)]) == 2
+    assert f"{out}: another process is training there" in capsys.readouterr().err
+    assert not (out / "results.jsonl").exists()

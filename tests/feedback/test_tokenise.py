@@ -58,6 +58,12 @@ def test_a_response_ends_with_one_end_token() -> None:
     assert row(letter_tokenizer(), "hi ", "you</s>") == (letters("hi "), [*letters("you"), EOS])
 
 
+def test_padding_at_the_end_of_a_text_is_no_end() -> None:
+    prompt, response = row(letter_tokenizer(), "hi ", "you<pad>")
+    assert prompt == letters("hi ") and response[:3] == letters("you") and response[-1] == EOS
+    assert len(response) == 5
+
+
 def test_padding_that_is_the_end_token_changes_nothing() -> None:
     shared = letter_tokenizer(pad_token="</s>")
     assert row(shared, "hi ", "you") == row(letter_tokenizer(), "hi ", "you")

@@ -94,7 +94,7 @@ def value_of(name: str, arguments: list[str]) -> str | None:
     """What the command line or a configuration file gives for an option; None if nothing."""
     files, words = _config_files(arguments)
     found = [load_yaml(file).get(name) for file in files]
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words, None][1:], strict=True):
         option, equals, value = word.partition("=")
         if option == f"--{name}":
             found.append(value if equals else following)

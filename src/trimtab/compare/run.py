@@ -18,7 +18,7 @@ from trimtab.compare.stages import Stages
 from trimtab.compare.summary import START, load_comparison
 from trimtab.compare.worker import Cell, model_folder
 from trimtab.policies.load import resolve_device
-from trimtab.runs import Progress
+from trimtab.runs import Progress, alone
 
 FREE = frozenset({"methods", "seeds", "name", "jobs", "keep"})  # to change between two calls
 
@@ -29,6 +29,13 @@ def compare(config: CompareConfig, out: Path, progress: Progress) -> None:
     Raises UserError if OUT holds another comparison, or a stage fails; failed runs do not raise.
     """
     out.mkdir(parents=True, exist_ok=True)
+    lock = out / ".lock"
+    lock.touch()
+    with alone(lock):
+        _carry_out(config, out, progress)
+
+
+def _carry_out(config: CompareConfig, out: Path, progress: Progress) -> None:
     claim(out, config, free=FREE)
     stages = Stages(config, out, progress).run()
     _describe(config, out, stages)

@@ -29,7 +29,7 @@ from trimtab.feedback.batches import Table
 from trimtab.policies.load import load_language_policy, load_reward_model
 from trimtab.policies.model import OWN
 from trimtab.policies.reward_model import RewardModel
-from trimtab.reference import _fingerprint, attach_reference, cache_folder, reference_mode
+from trimtab.reference import attach_reference, cache_folder, cached_file, reference_mode
 from trimtab.train import make_table
 
 LARGEST_SAVED = 8e9  # bytes; writing more takes minutes
@@ -45,7 +45,7 @@ def cached_reference(bench: Bench) -> Finding:
     reference, few, folder = reference_of(bench), bench.table, cache_folder() / "reference"
     if any(folder.glob("*.safetensors")):  # of this data too, it may be: then that is what training will read
         whole = make_table(method, bench.records, bench.model.tokenizer, bench.run, bench.views)
-        file = folder / f"{_fingerprint(whole, reference)}.safetensors"
+        file = cached_file(whole, reference)
         if file.exists():
             return _beside_live(bench, whole, reference, f"of this data in {file}", f"delete {file}")
     attach_reference(few, reference, batch_tokens=bench.run.batch_tokens)  # writes it, or reads it

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.feedback.conversions import by_prompt
 from trimtab.feedback.readers import Reading, RejectedRow
-from trimtab.feedback.records import Kind, Record, as_conversation
+from trimtab.feedback.records import Kind, Record, as_conversation, printable
 from trimtab.feedback.suspicious import Finding, findings
 from trimtab.feedback.views import VIEWS, available
 
@@ -179,9 +179,10 @@ def _becomes_table(found: Summary) -> "Table":
 
 
 def _example(record: Record, width: int) -> "Table":
+    from rich.markup import escape
     from rich.text import Text
 
-    table = _table(f"Example: {record.kind} ({record.source})")
+    table = _table(escape(f"Example: {record.kind} ({record.source})"))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for turn in as_conversation(record.prompt):
@@ -206,7 +207,7 @@ def _response_names(record: Record) -> list[str]:
 
 
 def _shorten(text: str, width: int) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()), len(text))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

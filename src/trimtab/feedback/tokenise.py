@@ -124,7 +124,8 @@ def _encode(
 
 def _close(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> list[int]:
     """Ends the response with exactly one end token; a template's newline after it is dropped."""
-    special = ends | set(tokenizer.all_special_ids)
+    never = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    special = ends | (set(tokenizer.all_special_ids) - never)
     last = max((i for i, token in enumerate(ids) if token in special), default=-1)
     if last >= 0 and not str(tokenizer.decode(ids[last + 1 :])).strip():
         return ids[: last + 1]

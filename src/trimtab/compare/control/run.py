@@ -15,7 +15,7 @@ from trimtab.compare.control.worker import Cell
 from trimtab.compare.processes import run_all
 from trimtab.compare.results import claim, load_results
 from trimtab.errors import UserError
-from trimtab.runs import Progress
+from trimtab.runs import Progress, alone
 
 FREE = frozenset({"envs", "methods", "seeds", "name", "jobs"})  # to change between two calls
 
@@ -26,6 +26,13 @@ def compare_control(config: ControlCompareConfig, out: Path, progress: Progress)
     Raises UserError if OUT holds another comparison; failed runs do not raise.
     """
     out.mkdir(parents=True, exist_ok=True)
+    lock = out / ".lock"
+    lock.touch()
+    with alone(lock):
+        _carry_out(config, out, progress)
+
+
+def _carry_out(config: ControlCompareConfig, out: Path, progress: Progress) -> None:
     claim(out, config, free=FREE)
     cells = [Cell(run, config.settings, config.evaluation.episodes, out.resolve()) for run in grid(config)]
     _check_options(cells, out)
