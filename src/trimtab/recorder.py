@@ -119,7 +119,7 @@ class Recorder:
         can be had.
         """
         if self.found is not None:
-            training.load(self.found["training"])
+            training.load(self.found.pop("training"))  # its tensors are not held on to
             self.random = self.found["random"]
             set_random_states(self.random)
         elif finish:
