@@ -1,6 +1,5 @@
 """A run that was stopped at any moment and resumed is the run that was never stopped: to the last bit."""
 
-import json
 import random
 import signal
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from trimtab import recorder
 from trimtab.checkpoint import Checkpoints
 from trimtab.cli import main
 from trimtab.methods import METHODS
-from trimtab.states import joined, moved, random_states, set_random_states, split
+from trimtab.online_jobs import reward_paths
 
 OFFLINE = [name for name, method in METHODS.items() if not method.online]
 ONLINE = [name for name, method in METHODS.items() if method.online]
@@ -145,63 +144,6 @@ def test_an_environment_that_does_not_repeat_itself_is_said(
     finally:
         del gymnasium.registry["Moody-v0"]
     assert "Moody-v0: 2 of 2 copies did not come back to where they were" in capsys.readouterr().err
-
-
-def test_a_state_survives_the_disk(tmp_path: Path) -> None:
-    whole = torch.arange(6.0)
-    state = {
-        "number": 2**100,
-        "float": [0.1, float("inf"), float("-inf")],
-        "nested": {"tuple": (1, (2, None), True), "text": "ü\n"},
-        "tensors": [
-            whole,
-            whole[2:4],
-            torch.ones(2, 3).T,
-            torch.tensor(1, dtype=torch.uint8),
-            torch.empty(0),
-        ],
-        "array": np.array([[1.5, 2.5]], dtype=np.float64),
-        "bfloat16": torch.ones(2, dtype=torch.bfloat16),
-    }
-    Checkpoints(tmp_path).save("1", state)
-    (_, found) = Checkpoints(tmp_path).newest() or ("", {})
-    assert found["number"] == 2**100 and found["float"] == state["float"]
-    assert found["nested"] == {"tuple": (1, (2, None), True), "text": "ü\n"}
-    for before, after in zip(state["tensors"], found["tensors"], strict=True):
-        assert torch.equal(before, after) and before.dtype == after.dtype
-    assert isinstance(found["array"], np.ndarray) and found["array"].tolist() == [[1.5, 2.5]]
-    assert found["bfloat16"].dtype == torch.bfloat16
-
-
-def test_what_is_no_state_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"state\.a\.1: a set cannot stand in a state"):
-        split({"a": [1, {2}]})
-    with pytest.raises(KeyError):
-        joined({"$": "Popen", "of": {"args": "ls"}}, {})
-
-
-def test_random_streams_go_on_where_they_were() -> None:
-    def draw() -> list[float]:
-        return [
-            random.random(),
-            random.gauss(0, 1),
-            np.random.rand(),
-            float(np.random.randn()),
-            float(torch.rand(())),
-        ]
-
-    random.gauss(0, 1), np.random.randn()  # each keeps a second number for the next call
-    plain, tensors = split(random_states())
-    text = json.dumps(plain)
-    expected = draw()
-    draw()
-    set_random_states(joined(json.loads(text), tensors))
-    assert draw() == expected
-
-
-def test_moving_reaches_every_tensor() -> None:
-    found = moved({"a": [torch.ones(1)], "b": (torch.ones(1), 3)}, torch.device("meta"))
-    assert found["a"][0].is_meta and found["b"][0].is_meta and found["b"][1] == 3
 
 
 def damage(file: Path, how: str) -> None:
@@ -375,3 +317,36 @@ def joy(prompts, responses):
         raise ValueError("no luck")
     return wrong(prompts, responses)
 """
+
+
+def test_another_precision_is_refused(
+    tmp_path: Path, stopped: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto means depends on the machine."""
+    command = [word for word in offline_words("dpo", tmp_path) if word not in ("--precision", "fp32")]
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    stopped(2)
+    assert main([*command, "--out", f"{tmp_path}/out"]) == 143
+    stopped(10**9)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    assert main(["resume", f"{tmp_path}/out"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the precision (--precision auto is another on this machine: name the old one) is not" in said
+    options = tmp_path / "out" / "trimtab.yaml"
+    options.write_text(options.read_text().replace("precision: auto", "precision: fp32"))
+    assert main(["resume", f"{tmp_path}/out"]) == 0
+
+
+def test_a_reward_with_a_negative_weight_is_resumed(tmp_path: Path, stopped: Any) -> None:
+    command = words("grpo", prepared(tmp_path), "--refreshes", "2", reward="-1*length:4")
+    place = command.index("--reward")
+    command[place : place + 2] = ["--reward=-1*length:4"]
+    stopped(3)
+    assert main(command) == 143
+    stopped(10**9)
+    assert main(["resume", f"{tmp_path}/out"]) == 0
+
+
+def test_only_what_a_reward_names_is_looked_at(tmp_path: Path) -> None:
+    names = ["regex:.*yes.*", "0.5*length:200", "exact:answer", "2*judge.py:score", "runs/rm", "-1*runs/rm"]
+    assert [*reward_paths(names)] == ["judge.py:score", "judge.py", *["runs/rm"] * 4]

@@ -61,8 +61,10 @@ class Checkpoints:
             _write(tensors, part / TENSORS)
             sums = {file: _sum(part / file) for file in (STATE, TENSORS)}
             (part / SUMS).write_text(json.dumps(sums), encoding="utf-8")
-        for old in self.names()[: -self.keep]:
-            shutil.rmtree(self.folder / old, ignore_errors=True)
+        later = [other for other in self.names() if other > free]  # damaged: the run went on from before them
+        older = [other for other in self.names() if other <= free][: -self.keep]
+        for gone in later + older:
+            shutil.rmtree(self.folder / gone, ignore_errors=True)
 
     def newest(self) -> tuple[str, Any] | None:
         """(name, state) of the newest that is whole; None if there is none at all.
@@ -110,11 +112,17 @@ def _read(folder: Path) -> Any:
             if _sum(folder / file) != sums[file]:
                 raise DamagedError(f"{file} is not what was written")
         plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return joined(plain, load_file(folder / TENSORS))
+        tensors = load_file(folder / TENSORS)
     except OSError as error:
         raise DamagedError(f"{error.strerror}: {error.filename}") from error
     except (ValueError, KeyError, TypeError) as error:  # the file of sums itself
         raise DamagedError(f"{SUMS} is not what was written") from error
+    try:
+        return joined(plain, tensors)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: written by another version of trimtab; install that one to go on, or start anew"
+        ) from error
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:

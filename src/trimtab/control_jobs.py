@@ -15,6 +15,7 @@ from trimtab.methods.base import OnlineMethod
 from trimtab.online import OnlineConfig, OnlineTraining, Source, train_online
 from trimtab.policies.control import ControlPolicy, NetworkConfig
 from trimtab.recorder import SaveConfig, recording
+from trimtab.resuming import restore_threads
 from trimtab.rollouts.environment import Environment, EnvironmentConfig
 from trimtab.rollouts.spaces import Spaces, make_environment
 from trimtab.runs import Progress, flat_options, refuse_existing
@@ -136,7 +137,9 @@ def run_control_job(
     Returns the last refresh's metrics. Raises UserError before training if an option or the environment is
     wrong, or `out` already holds something.
     """
-    if not resume:
+    if resume:
+        restore_threads(job.out)
+    else:
         refuse_existing(job.out)
     check(job.method)
     library(job.log.log_to)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted at the next good moment."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish that is granted at the next good moment."""
 
 import logging
 import signal
@@ -7,6 +7,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 log = logging.getLogger("trimtab")
+
+
+# of Ctrl-C, of batch systems, and of a terminal that is closed
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,8 +38,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals reach no other
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                    self.before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(

@@ -20,6 +20,7 @@ from trimtab.policies.load import (
 )
 from trimtab.recorder import SaveConfig, recording
 from trimtab.reference import attach_reference
+from trimtab.resuming import PRECISION, restore_threads
 from trimtab.runs import Progress, flat_options, refuse_existing
 from trimtab.train import RunConfig, make_table, train
 from trimtab.writing import LogConfig
@@ -66,7 +67,9 @@ def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool 
     Returns the last step's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something.
     """
-    if not resume:
+    if resume:
+        restore_threads(job.out)
+    else:
         refuse_existing(job.out)
     records = load_records(
         job.data.data,
@@ -76,7 +79,11 @@ def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool 
     )
     policy = _load(job)
     table = make_table(job.method, records, policy.tokenizer, job.run, job.views)
-    prints = {"data": of_rows([*table.rows, *table.examples]), "model": of_model(policy.model)}
+    prints = {
+        "data": of_rows([*table.rows, *table.examples]),
+        "model": of_model(policy.model),
+        PRECISION: str(policy.autocast),
+    }
     if job.method.needs_reference:
         _attach_reference(job, policy, table, progress)
     training = train(job.method, policy, table, job.run)

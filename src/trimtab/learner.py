@@ -128,12 +128,11 @@ class Learner:
 
     def update(self, work: Work) -> Iterator[None]:
         """What is left of the epochs on a collection; stops after each step, where `state` can be taken."""
-        whole = work.whole()
         if work.first is None:
-            work.first = self.method.whole_step(self.policy, whole)
+            work.first = self.method.whole_step(self.policy, work.whole())
             yield
         with self._resting():
-            yield from self._epochs(work, whole)
+            yield from self._epochs(work)
 
     @contextmanager
     def _resting(self) -> Iterator[None]:
@@ -147,7 +146,7 @@ class Learner:
             for parameter in resting:
                 parameter.requires_grad_(True)
 
-    def _epochs(self, work: Work, whole: list[Rollout]) -> Iterator[None]:
+    def _epochs(self, work: Work) -> Iterator[None]:
         """Those updates that an early stop leaves out are counted all the same."""
         first = round(work.share * self.steps)
         while work.epoch < len(work.plans):
@@ -155,11 +154,10 @@ class Learner:
             batches = work.rollout.parts([rows for parts in left for rows in parts]) if left else iter(())
             for parts in left:
                 minibatch = self.method.minibatch([next(batches) for _ in parts])
-                try:
-                    work.steps.append(self._step(first + work.behind, minibatch))
-                except ERRORS as error:
-                    self.halve(error, work.rollout)
+                metrics = self._step(first + work.behind, minibatch)
+                if metrics is None:
                     break
+                work.steps.append(metrics)
                 work.place += 1
                 if self._too_far(work.steps[-1]):
                     work.learned = {**_means(work.steps), "stopped_early": 1.0}
@@ -171,10 +169,12 @@ class Learner:
                 continue
             work.plans = recut(work.plans, work.rollout, self.room.size)
         if self.method.measures_step:
-            work.learned["old_kl"] = _old_kl(self.policy, whole)
+            work.learned["old_kl"] = _old_kl(self.policy, work.whole())
 
-    def _step(self, step: int, batches: list[Rollout]) -> dict[str, Tensor | float]:
+    def _step(self, step: int, batches: list[Rollout]) -> dict[str, Tensor | float] | None:
         """One optimiser step, which is left out where the policy has gone too far already.
+
+        Returns its metrics; None if memory ran out, and it must be made again in smaller parts.
 
         Raises NonFiniteError, or counts what it leaves out, if the loss or a gradient is not a finite number.
         """
@@ -183,7 +183,11 @@ class Learner:
             group["lr"] = rate * factor
         for parameter in self.policy.parameters():
             parameter.grad = None
-        metrics: dict[str, Tensor | float] = {**backward(self.method, self.policy, batches)}
+        try:
+            metrics: dict[str, Tensor | float] = {**backward(self.method, self.policy, batches)}
+        except ERRORS as error:
+            self.halve(error, batches)
+            return None
         most = self.run.max_grad_norm or math.inf
         groups = self.optimiser.param_groups
         metrics |= {group["norm"]: float(self.clip(group["params"], most)) for group in groups}
@@ -196,11 +200,11 @@ class Learner:
         self.skipped += not finite
         return metrics
 
-    def halve(self, error: BaseException, rollout: Rollout) -> None:
+    def halve(self, error: BaseException, parts: list[Rollout]) -> None:
         """Less at once, after an error that says so. Raises it if it is another, or nothing can be halved."""
-        if rollout.inputs.separable:
+        if parts[0].inputs.separable:
             raise error
-        lengths = rollout.inputs.lengths
+        lengths = torch.cat([part.inputs.lengths for part in parts])
         self.room.halve(error, int(lengths.sum()), int(lengths.max()))
 
     def _too_far(self, metrics: Mapping[str, Tensor | float]) -> bool:

@@ -144,7 +144,7 @@ class OnlineTraining:
             try:
                 return plans, *_evaluated(self.policy, self.reference, rollout, plans[0])
             except ERRORS as error:
-                learner.halve(error, rollout)
+                learner.halve(error, [rollout])
             plans = recut(plans, rollout, learner.room.size)
 
     def _finished(self, work: Work) -> Refresh:

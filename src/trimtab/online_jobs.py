@@ -23,7 +23,7 @@ from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
 from trimtab.recorder import Recorder, SaveConfig, recording
 from trimtab.reference import reference_mode
-from trimtab.resuming import REWARD
+from trimtab.resuming import PRECISION, REWARD, restore_threads
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
 from trimtab.runs import Progress, flat_options, refuse_existing
@@ -97,7 +97,9 @@ def run_online_job(
     Returns the last refresh's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something; later if a reward fails.
     """
-    if not resume:
+    if resume:
+        restore_threads(job.out)
+    else:
         refuse_existing(job.out)
     check(job)
     library(job.report.log_to)
@@ -106,7 +108,8 @@ def run_online_job(
     prints = {
         "data": of_rows(records),
         "model": of_model(policy.model),
-        REWARD: of_paths(word for name in job.reward.reward for word in re.split(r"[*:]", name)),
+        PRECISION: str(policy.autocast),
+        REWARD: of_paths(reward_paths(job.reward.reward)),
     }
     learner = ActorCritic(
         policy, build_critic(job.method, policy, job.model, job.critic, job.run.seed), job.collect.temperature
@@ -146,6 +149,15 @@ def _refreshes(
             yield refresh
     finally:
         samples.close()
+
+
+def reward_paths(names: list[str]) -> Iterator[str]:
+    """The files and folders that rewards name: a reward model's, or that of a function."""
+    for name in names:
+        spec = re.sub(r"^[-+.\d e]+\*", "", name)  # without its weight
+        if spec and not spec.startswith(("regex:", "exact:", "length:")):
+            yield spec
+            yield spec.rpartition(":")[0] or spec
 
 
 def load_prompts(data: DataConfig, out: Path) -> list[Record]:

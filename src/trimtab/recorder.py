@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,16 +186,19 @@ class Recorder:
 
     def _failed(self, training: Resumable, error: UserError, policy: Any) -> UserError:
         """The sentence with where to look and how to go on."""
-        said = str(error)
+        said, mended = str(error), "Once that is mended, "
+        again = ""
+        if training.intact and any(training.progress()):
+            try:
+                self.save(training)
+                again = self._again()
+            except NotSavedError as full:
+                said += f"; and {full}"
         if isinstance(error, NonFiniteError):
-            said += f"; what was computed is in {write_inspection(self.out, error, policy)}"
-        if not training.intact or not any(training.progress()):
-            return UserError(said)
-        try:
-            self.save(training)
-        except NotSavedError as full:
-            return UserError(f"{said}; and {full}")
-        return UserError(f"{said}. Once that is mended, {self._again()}")
+            mended = f"With non_finite: skip in {self.out / 'trimtab.yaml'} such steps are left out, and "
+            with suppress(OSError, RuntimeError, MemoryError):  # the disk or the memory may be what failed
+                said += f"; what was computed is in {write_inspection(self.out, error, policy)}"
+        return UserError(f"{said}. {mended}{again}" if again else said)
 
     def finish(self, save: Callable[[Path], None], state: dict[str, Any]) -> None:
         """Writes the model and where the training stands; the checkpoints are needed no more."""
@@ -221,7 +224,7 @@ def recording(
     """
     library(log_to)
     prints = prints | of_folders(options)
-    created = not out.exists()
+    created, held = not out.exists(), False
     if not resume:
         refuse_existing(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -229,13 +232,14 @@ def recording(
     recorder = None
     try:
         with alone(out / "trimtab.yaml"):
+            held = True
             found = found_again(out, options, prints) if resume else None
             recorder = Recorder(out, options, log_to, config, prints, found)
             with recorder.curves:
                 yield recorder
     except BaseException:
         learned = resume or (recorder is not None and recorder.last)
-        if not learned and not _left(out):
+        if held and not learned and not _left(out):
             _clear(out, created)
         raise
 
@@ -262,6 +266,7 @@ def _clear(out: Path, created: bool) -> None:
     """Nothing was learned: the same command shall work once the cause is mended."""
     for file in ("trimtab.yaml", "metrics.jsonl", "samples.md"):
         (out / file).unlink(missing_ok=True)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    for folder in ("checkpoints", "tensorboard", "wandb"):
+        shutil.rmtree(out / folder, ignore_errors=True)
     if created:
         shutil.rmtree(out)

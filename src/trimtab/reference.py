@@ -37,7 +37,7 @@ def attach_reference(
             that is about to be trained is its own reference as long as no step was taken.
         batch_tokens: tokens that are read at once.
     """
-    file = cached_file(table, reference)
+    file = cached_file(table, reference, batch_tokens)
     lengths = [len(response) for _, response in table.rows]
     found = _read(file, sum(lengths))
     if found is not None:
@@ -48,9 +48,10 @@ def attach_reference(
     return False
 
 
-def cached_file(table: Table, reference: LanguagePolicy) -> Path:
-    """Where the log-probs of this data by this model are kept."""
-    return cache_folder() / "reference" / f"{_fingerprint(table, reference)}.safetensors"
+def cached_file(table: Table, reference: LanguagePolicy, batch_tokens: int) -> Path:
+    """Where the log-probs of this data by this model are kept: by all that their last digits depend on."""
+    last_digits = f"{batch_tokens} {torch.get_num_threads()} {reference.device.type}"
+    return cache_folder() / "reference" / f"{_fingerprint(table, reference, last_digits)}.safetensors"
 
 
 def _write(file: Path, logprobs: Tensor) -> None:
@@ -106,9 +107,9 @@ def reference_mode(policy: LanguagePolicy) -> AbstractContextManager[None]:
     return policy.reference() if policy.has_adapter else nullcontext()
 
 
-def _fingerprint(table: Table, policy: LanguagePolicy) -> str:
+def _fingerprint(table: Table, policy: LanguagePolicy, more: str) -> str:
     """Of the frozen weights, the precision and the tokens: what the log-probs depend on."""
-    digest = hashlib.sha256(repr(policy.autocast).encode())
+    digest = hashlib.sha256(f"{policy.autocast!r} {more}".encode())
     named = policy.model.named_parameters()
     of_weights(digest, ((n, w) for n, w in named if not (policy.has_adapter and "lora_" in n)))
     for prompt, response in table.rows:

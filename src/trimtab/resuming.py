@@ -1,20 +1,21 @@
 """Whether and where a run goes on: its newest checkpoint, if data, models and options are what they were."""
 
+import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.checkpoint import Checkpoints
+from trimtab.checkpoint import STATE, Checkpoints
 from trimtab.errors import UserError
 from trimtab.fingerprints import of_paths
 
 log = logging.getLogger("trimtab")
 
-FREE = frozenset(
-    {"out", "non_finite", "log_to", "save_every", "keep", "samples_every", "reward_timeout", "device"}
-)
+NO_NUMBER = {"out", "non_finite", "log_to", "save_every", "keep", "samples_every", "reward_timeout"}
+FREE = frozenset(NO_NUMBER | {"device", "precision"})  # what these two come to is compared by itself
 DONE = "state.json"
 FOLDERS = {
     "model": "folder of the model (its configuration or tokenizer)",
@@ -22,6 +23,7 @@ FOLDERS = {
     "critic_model": "critic's first model",
 }
 OF_MODELS = (".json", ".jinja", ".model", ".txt", ".safetensors")  # what is read of a model's folder
+PRECISION = "precision (--precision auto is another on this machine: name the old one)"
 REWARD = "reward"  # the fingerprint that may change
 PACKAGES = ("trimtab", "torch", "transformers", "peft", "numpy", "gymnasium", "mujoco", "box2d")
 
@@ -55,17 +57,23 @@ def found_again(out: Path, options: dict[str, Any], prints: dict[str, str]) -> d
                 f"{out}: the {what} is not what the run began with; put it back as it was, or start anew "
                 "with another --out"
             )
-    torch.set_num_threads(state["machine"]["threads"])  # sums of other threads have other last digits
     for what, now in machine().items():
-        if state["machine"][what] != now:
+        was = state["machine"].get(what, now)
+        if was != now:
             log.warning(
-                "the run goes on, but its last digits may differ: %s was %s, and is %s now",
-                what,
-                state["machine"][what],
-                now,
+                "the run goes on, but its last digits may differ: %s was %s, and is %s now", what, was, now
             )
     log.info("%s: goes on from checkpoint %s", out, name)
     return dict(state)
+
+
+def restore_threads(out: Path) -> None:
+    """As many threads as the run had: sums of others have other last digits, those of the reference too."""
+    for name in reversed(Checkpoints(out).names()):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged; whoever reads it all will say so
+            state = json.loads((Checkpoints(out).folder / name / STATE).read_text(encoding="utf-8"))
+            torch.set_num_threads(int(state["machine"]["threads"]))
+            return
 
 
 def of_folders(options: dict[str, Any]) -> dict[str, str]:
@@ -92,4 +100,6 @@ def machine() -> dict[str, Any]:
         **{name: of(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "CUDA": torch.version.cuda,
     }

@@ -1,4 +1,4 @@
-"""How much is computed at once: less, when memory turns out not to hold it. Results do not depend on it."""
+"""How much is computed at once: less, when memory turns out not to hold it."""
 
 import logging
 
@@ -16,10 +16,11 @@ class Room:
 
     Attributes:
         size: how many.
+        means: what it changes.
     """
 
-    def __init__(self, size: int, unit: str) -> None:
-        self.size, self.unit = size, unit
+    def __init__(self, size: int, unit: str, means: str = "results stay the same") -> None:
+        self.size, self.unit, self.means = size, unit, means
 
     def halve(self, error: BaseException, used: int, least: int = 1) -> None:
         """Half as many from now on. Call it where `error` was caught, and try again where it is let go of.
@@ -35,9 +36,7 @@ class Room:
             raise error
         self.size = max(least, size // 2)
         log.warning(
-            "out of memory: from here on %d %s are computed at once; results stay the same",
-            self.size,
-            self.unit,
+            "out of memory: from here on %d %s are computed at once; %s", self.size, self.unit, self.means
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

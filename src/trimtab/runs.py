@@ -1,12 +1,15 @@
 """What every job shares: who is told how far it got, its options side by side, its folder."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab.errors import UserError
+
+log = logging.getLogger("trimtab")
 
 
 class Progress(Protocol):
@@ -52,4 +55,6 @@ def alone(file: Path) -> Iterator[None]:
             raise UserError(
                 f"{file.parent}: another process is training there; let it end, or stop it"
             ) from error
+        except OSError as error:  # some network disks lock nothing
+            log.info("%s cannot be locked: %s", file, error)
         yield

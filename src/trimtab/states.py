@@ -102,4 +102,4 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])

@@ -254,32 +254,34 @@ def test_a_sampler_of_another_temperature_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_cached_reference_that_was_altered_is_found() -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
+
+    from trimtab.reference import _write
 
     bench = healthy("dpo")
     assert found(bench, "cached reference").level == "ok"
     [file] = (cache_folder() / "reference").glob("*.safetensors")
     assert found(bench, "cached reference").level == "ok"  # now read from the file
     values = load_file(file)["logprobs"]
-    save_file({"logprobs": values + 0.01}, file)
+    _write(file, values + 0.01)
     is_error(found(bench, "cached reference"), "0.01", "delete")
 
 
 def test_the_cache_that_training_will_read_is_looked_at() -> None:
     """Of all the data, not of the few rows alone."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    from trimtab.reference import attach_reference
+    from trimtab.reference import _write, attach_reference
     from trimtab.train import make_table
 
     bench = healthy("dpo", records=[*PAIRS, *(replace(r, prompt=f"{r.prompt} so") for r in PAIRS)])
     whole = make_table(find("dpo")(), bench.records, bench.model.tokenizer, RUN)
-    attach_reference(whole, bench.model, batch_tokens=1000)
+    attach_reference(whole, bench.model, batch_tokens=RUN.batch_tokens)
     [file] = (cache_folder() / "reference").glob("*.safetensors")
     finding = found(bench, "cached reference")
     assert finding.level == "ok"
     assert str(file) in finding.said
-    save_file({"logprobs": load_file(file)["logprobs"].flip(0)}, file)
+    _write(file, load_file(file)["logprobs"].flip(0))
     is_error(found(bench, "cached reference"), f"delete {file}")
 
 

@@ -112,7 +112,7 @@ def _from_file(file: Path, known: dict[str, _Option], method: str | None) -> Ite
         else:
             checked = typed(known[key].hint, value, f"{file}: {key}")
             items = checked if isinstance(checked, list | tuple) else []
-            if any(isinstance(item, str) and item.startswith("-") for item in items):
+            if len(items) > 1 and any(isinstance(item, str) and item.startswith("-") for item in items):
                 raise UserError(f"{file}: {key}: a text in a list must not begin with a dash")
             yield from _words(str(key), checked)
 
@@ -123,6 +123,8 @@ def _words(key: str, value: Any) -> list[str]:
         return [f"--{option}" if value else f"--no-{option}"]
     if not isinstance(value, list | tuple):
         return [f"--{option}={value}"]  # one word: a text such as --help must not become an option of its own
+    if len(value) == 1:
+        return [f"--{option}={value[0]}"]
     return [f"--{option}", *(str(v) for v in value)]
 
 

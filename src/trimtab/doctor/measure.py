@@ -9,7 +9,6 @@ import ctypes
 import multiprocessing
 import os
 import platform
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -258,7 +257,11 @@ def peak(device: torch.device) -> int:
     """Bytes at most: of tensors on the GPU, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if (peak := _status("VmHWM")) or os.name == "nt":
+        return peak
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def available_memory(device: torch.device) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import torch
+
 from trimtab.data import is_built_in
 from trimtab.doctor.data import data_findings
 from trimtab.doctor.findings import Finding
@@ -134,6 +136,8 @@ def _fit(what: Examination, model: ModelConfig, material: Material) -> list[Find
     from trimtab.doctor.fit import fit_findings
 
     gc.collect()  # the model that the numerics loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return fit_findings(
         what.method,
         model,

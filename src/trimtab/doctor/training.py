@@ -45,7 +45,7 @@ def cached_reference(bench: Bench) -> Finding:
     reference, few, folder = reference_of(bench), bench.table, cache_folder() / "reference"
     if any(folder.glob("*.safetensors")):  # of this data too, it may be: then that is what training will read
         whole = make_table(method, bench.records, bench.model.tokenizer, bench.run, bench.views)
-        file = cached_file(whole, reference)
+        file = cached_file(whole, reference, bench.run.batch_tokens)
         if file.exists():
             return _beside_live(bench, whole, reference, f"of this data in {file}", f"delete {file}")
     attach_reference(few, reference, batch_tokens=bench.run.batch_tokens)  # writes it, or reads it

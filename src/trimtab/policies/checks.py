@@ -83,9 +83,14 @@ def check_finite(name: str, model: Any) -> None:
 
 
 def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Raises UserError if the tokenizer has ids for which the model has no embedding."""
-    vocabulary = tokenizer.get_vocab()
+    """Raises UserError if the tokenizer has ids for which the model has no embedding.
+
+    Tokens for padding and for the unknown may be without: rows are packed, and byte-level tokenizers know
+    every text.
+    """
     rows = model.get_input_embeddings().num_embeddings
+    idle = {tokenizer.pad_token, tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}
+    vocabulary = {text: number for text, number in tokenizer.get_vocab().items() if text not in idle}
     last = max(vocabulary, key=vocabulary.__getitem__)
     if vocabulary[last] >= rows:
         raise UserError(

@@ -110,7 +110,7 @@ class Collector:
         self.seed = seed
         self.ids = _prompt_ids(policy.tokenizer, records, max_length - config.max_new_tokens)
         self.before: Rollout | None = None
-        self.room = Room(config.generate_batch, "prompts")
+        self.room = Room(config.generate_batch, "prompts", "other answers are drawn than before")
 
     @property
     def rows(self) -> int:

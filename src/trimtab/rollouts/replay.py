@@ -6,10 +6,13 @@ So what is kept of each copy is its stream as it was when its episode began, and
 Environments that step all copies at once in arrays of their own (CartPole) are these arrays.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger("trimtab")
 
 Stream = int | dict[str, Any]  # a seed, or the state of numpy's bit generator
 
@@ -69,6 +72,13 @@ class Replay:
             raw = self.envs.unwrapped
             raw.np_random.bit_generator.state = state["stream"]
             vars(raw).update(state["arrays"])
+            if others := _others(raw):
+                log.warning(
+                    "%s keeps more than arrays and numbers (%s): it may not be where it was, and the run "
+                    "goes on, but perhaps not as it would have",
+                    type(raw).__name__,
+                    ", ".join(others),
+                )
             return []
         self.streams, self.begun = list(state["streams"]), list(state["begun"])
         self.actions = list(state["actions"])
@@ -102,6 +112,17 @@ class Replay:
 def _stream(env: Any) -> dict[str, Any]:
     """Where an environment's random stream stands."""
     return dict(env.np_random.bit_generator.state)
+
+
+def _others(env: Any) -> list[str]:
+    """Names of what an environment keeps beside them, and beside what never changes."""
+    from gymnasium import Space
+    from gymnasium.envs.registration import EnvSpec
+
+    fixed = np.ndarray | bool | int | float | str | None | Space | EnvSpec | np.random.Generator
+    return sorted(
+        name for name, value in vars(env).items() if not isinstance(value, fixed) and name != "metadata"
+    )
 
 
 def _arrays(env: Any) -> dict[str, Any]:
