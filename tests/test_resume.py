@@ -1,5 +1,6 @@
 """A run that was stopped at any moment and resumed is the run that was never stopped: to the last bit."""
 
+import errno
 import random
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from trimtab.checkpoint import Checkpoints
 from trimtab.cli import main
 from trimtab.methods import METHODS
 from trimtab.online_jobs import reward_paths
+from trimtab.policies.language import LanguagePolicy
 
 OFFLINE = [name for name, method in METHODS.items() if not method.online]
 ONLINE = [name for name, method in METHODS.items() if method.online]
@@ -350,3 +352,21 @@ def test_a_reward_with_a_negative_weight_is_resumed(tmp_path: Path, stopped: Any
 def test_only_what_a_reward_names_is_looked_at(tmp_path: Path) -> None:
     names = ["regex:.*yes.*", "0.5*length:200", "exact:answer", "2*judge.py:score", "runs/rm", "-1*runs/rm"]
     assert [*reward_paths(names)] == ["judge.py:score", "judge.py", *["runs/rm"] * 4]
+
+
+def test_a_model_that_cannot_be_written_costs_no_training(
+    tmp_path: Path, stopped: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = offline_words("dpo", tmp_path)
+    assert main([*command, "--out", f"{tmp_path}/through"]) == 0
+
+    def full(self: LanguagePolicy, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LanguagePolicy, "save", full)
+        assert main([*command, "--out", f"{tmp_path}/out"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "out").names() == ["00000006-000000"]  # of the last of six steps
+    assert main(["resume", f"{tmp_path}/out"]) == 0
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "through"))

@@ -152,7 +152,7 @@ def run_control_job(
             for refresh in recorder.follow(training, lambda r: r.metrics, policy, finish=finish):
                 done = min(source.total_steps, total)
                 progress(f"training {job.method.name}", done, total, live(refresh.metrics))
-            recorder.finish(policy.save, standing(training, source))
+            recorder.finish(training, policy.save, standing(training, source))
     return recorder.last
 
 

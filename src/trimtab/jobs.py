@@ -97,7 +97,7 @@ def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool 
     ) as recorder:
         for metrics in recorder.follow(training, dict, policy, finish=finish):
             progress(f"training {job.method.name}", training.step, training.steps, shown(metrics))
-        recorder.finish(policy.save, {"step": training.step})
+        recorder.finish(training, policy.save, {"step": training.step})
     return recorder.last
 
 

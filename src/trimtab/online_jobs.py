@@ -131,7 +131,7 @@ def run_online_job(
             note = live(refresh.metrics)
             progress(f"training {job.method.name}", training.refresh, job.run.refreshes, note)
         state = {"refresh": training.refresh, "coefficients": training.coefficients}
-        recorder.finish(learner.save, state)
+        recorder.finish(training, learner.save, state)
     return recorder.last
 
 

@@ -200,11 +200,19 @@ class Recorder:
                 said += f"; what was computed is in {write_inspection(self.out, error, policy)}"
         return UserError(f"{said}. {mended}{again}" if again else said)
 
-    def finish(self, save: Callable[[Path], None], state: dict[str, Any]) -> None:
-        """Writes the model and where the training stands; the checkpoints are needed no more."""
-        with added_files(self.out) as folder:
-            save(folder)
-        atomic_text(self.out / DONE, json.dumps(state, indent=1))
+    def finish(self, training: Resumable, save: Callable[[Path], None], state: dict[str, Any]) -> None:
+        """Writes the model and where the training stands; the checkpoints are needed no more.
+
+        An OSError leaves a checkpoint of the end, if there is room for one.
+        """
+        try:
+            with added_files(self.out) as folder:
+                save(folder)
+            atomic_text(self.out / DONE, json.dumps(state, indent=1))
+        except OSError:
+            with suppress(NotSavedError):
+                self.save(training)
+            raise
         self.checkpoints.clear()
 
 
