@@ -49,9 +49,13 @@ def atomic_text(path: Path, text: str) -> None:
     atomic_bytes(path, text.encode("utf-8"))
 
 
-def atomic_bytes(path: Path, content: bytes) -> None:
-    """`atomic_text` of bytes."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def atomic_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """`atomic_text` of bytes.
+
+    Args:
+        shared: several processes may write this file at once; what one that is killed leaves stays there.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(content)

@@ -60,7 +60,7 @@ def _write(file: Path, logprobs: Tensor) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     content = save({"logprobs": logprobs}, metadata={"sha256": _sum(logprobs)})
-    atomic_bytes(file, content)
+    atomic_bytes(file, content, shared=True)
 
 
 def _read(file: Path, count: int) -> Tensor | None:
