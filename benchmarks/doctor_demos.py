@@ -43,18 +43,23 @@ def main() -> None:
     quiet_libraries()
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     for file, method in METHODS.items():
-        what = Examination(
-            model=ModelConfig(options.model),
-            data=DataConfig(str(options.folder / file), bad_rows="skip"),
-            views=ViewOptions(),
-            run=RunConfig(),
-            method=find(method)(),
-            groups=("data", "tokens"),
-        )
-        lines += rows(Path(file).name, method, examine(what))
+        lines += rows(Path(file).name, method, look(options.folder / file, method, options.model))
     print("\n".join(lines))
     if options.document:
         fill(lambda name, language: "\n".join(lines) if name == "doctor" else None)
+
+
+def look(file: Path, method: str, model: str) -> list[Finding]:
+    """What the doctor finds in a file, and in its tokens."""
+    what = Examination(
+        model=ModelConfig(model),
+        data=DataConfig(str(file), bad_rows="skip"),
+        views=ViewOptions(),
+        run=RunConfig(),
+        method=find(method)(),
+        groups=("data", "tokens"),
+    )
+    return examine(what)
 
 
 def rows(file: str, method: str, findings: list[Finding]) -> list[str]:
