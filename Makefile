@@ -10,13 +10,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo        install, then compare all methods on the built-in example (about 8 minutes)"
 	@echo "make test        install, then the whole test suite with ruff and mypy"
-	@echo "make fuzz        20,000 malformed files, configurations and command lines (about 8 minutes)"
+	@echo "make fuzz        20,000 malformed files, configurations and command lines (about 4 minutes)"
 	@echo "make truth       every method against the known optimum of a small world; writes docs/truth.md"
 	@echo "make reviews     the built-in example over 3 seeds (about 40 minutes); writes its figures into docs/"
 	@echo "make addition    five RL methods learn to add, 3 seeds (about 15 minutes); writes its figures into docs/"
 	@echo "make scores      what the presets reach in environments, beside Stable-Baselines3 (hours)"
 	@echo "make table1      clipping, adaptive KL and neither in three environments (about 20 minutes)"
-	@echo "make faults      kills runs and breaks their disks, files and rewards; writes what came of it into docs/"
+	@echo "make faults      kills runs and breaks their disks, files and rewards; into docs/ (about 6 minutes)"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
