@@ -1,8 +1,9 @@
 """Faults of disks and files: full, read-only, damaged, changed."""
 
+import errno
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import copytree
 
@@ -91,13 +92,14 @@ def full_at_the_end(ground: Ground, words: list[str]) -> Row:
 
 
 def _fill(file: Path) -> None:
-    """Writes until nothing more can be written."""
+    """Writes until the disk says that it is full; raises OSError if it says anything else."""
     try:
         with file.open("wb", buffering=0) as handle:
             while True:
                 handle.write(bytes(1 << 16))
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def full_at_the_start(ground: Ground, words: list[str]) -> Row:
@@ -222,6 +224,17 @@ def changed_data(ground: Ground) -> Row:
     return row
 
 
+def _refused(
+    ground: Ground, row: Row, runs: Sequence[list[str]], file: Path, content: str | bytes, *, said: str
+) -> Row:
+    """Each of the runs is stopped, refused with the file changed, and resumed with it put back."""
+    for words in runs:
+        folder = stopped(ground, words, 2)
+        _change(ground, row, file, content, folder, said)
+        ground.same(row, folder, words)
+    return row
+
+
 def changed_model(ground: Ground) -> Iterator[Row]:
     """One weight; the tokenizer; the reference model's weights, and a setting of the model."""
     from safetensors.torch import load_file, save
@@ -239,36 +252,29 @@ def changed_model(ground: Ground) -> Iterator[Row]:
     online += ["--refreshes", "3", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6"]
     runs = (dpo(data, str(model)), online)
     row = Row(("model: one weight is another", "模型：改了一个权重"), REFUSES, tries=2)
-    for words in runs:
-        folder = stopped(ground, words, 2)
-        _change(ground, row, model / "model.safetensors", changed, folder, "the model is not what the run")
-        ground.same(row, folder, words)
-    yield row
+    yield _refused(
+        ground, row, runs, model / "model.safetensors", changed, said="the model is not what the run"
+    )
     row = Row(("tokenizer: two tokens change places", "分词器：两个词元互换"), REFUSES, tries=2)
     settings = json.loads((model / "tokenizer.json").read_text())
     vocabulary = settings["model"]["vocab"]
     one, two = (name for name, number in vocabulary.items() if number in (300, 301))
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    for words in runs:
-        folder = stopped(ground, words, 2)
-        _change(ground, row, model / "tokenizer.json", json.dumps(settings), folder, "is not what the run")
-        ground.same(row, folder, words)
-    yield row
+    yield _refused(
+        ground, row, runs, model / "tokenizer.json", json.dumps(settings), said="is not what the run"
+    )
     row = Row(("config.json of the model: rope_theta", "模型的 config.json：rope_theta"), REFUSES)
-    folder = stopped(ground, runs[0], 2)
     config = json.loads((model / "config.json").read_text())
     config["rope_theta"] = config.get("rope_theta", 10000.0) * 2
     if "rope_parameters" in config:
         config["rope_parameters"]["rope_theta"] *= 2
-    _change(ground, row, model / "config.json", json.dumps(config), folder, "is not what the run")
-    ground.same(row, folder, runs[0])
-    yield row
+    yield _refused(
+        ground, row, runs[:1], model / "config.json", json.dumps(config), said="is not what the run"
+    )
     row = Row(("--reference: one weight is another", "--reference：改了一个权重"), REFUSES, tries=2)
-    for words in ([*dpo(data), "--reference", str(other)], [*online, "--reference", str(other)]):
-        folder = stopped(ground, words, 2)
-        _change(ground, row, other / "model.safetensors", changed, folder, "the reference model is not what")
-        ground.same(row, folder, words)
-    yield row
+    runs = ([*dpo(data), "--reference", str(other)], [*online, "--reference", str(other)])
+    file = other / "model.safetensors"
+    yield _refused(ground, row, runs, file, changed, said="the reference model is not what")
 
 
 def changed_options(ground: Ground, words: list[str]) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,7 +40,8 @@ def kinds(material: Path) -> list[Kind]:
     for env in ("CartPole-v1", "HalfCheetah-v5"):
         try:
             make(env).close()
-        except error.DependencyNotInstalled:
+        except error.DependencyNotInstalled as missing:
+            print(f"{env} is left out: {missing}", file=sys.stderr)
             continue
         found.append(Kind(f"ppo, {env}", ("train", "ppo", "--env", env, *CONTROL)))
     return [*found, Kind("compare", ("compare", str(material / "comparison.yaml")))]

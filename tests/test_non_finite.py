@@ -80,3 +80,19 @@ def test_steps_are_left_out_and_counted(tmp_path: Path) -> None:
     trained = weights(tmp_path / "out")
     before = load_file(Path(tiny.model_folder()) / "model.safetensors")
     assert all((trained[f"model.safetensors {name}"] == before[name]).all() for name in before)
+
+
+def test_the_first_collection_leaves_what_was_computed_and_a_way_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else: no model, and one sentence; the same command is told how the run goes on."""
+    command, out = words("ppo", prepared(tmp_path), "--learning-rate", "1e38"), tmp_path / "out"
+    capsys.readouterr()
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert "is not a finite number; try a smaller --learning-rate" in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    left = ["checkpoints", "metrics.jsonl", "non-finite", "samples.md", "trimtab.yaml"]
+    assert sorted(file.name for file in out.iterdir()) == left
+    assert main(command) == 2
+    assert f"trimtab resume {out}, or another --out" in " ".join(capsys.readouterr().err.split())

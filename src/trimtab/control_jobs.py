@@ -15,10 +15,10 @@ from trimtab.methods.base import OnlineMethod
 from trimtab.online import OnlineConfig, OnlineTraining, Source, train_online
 from trimtab.policies.control import ControlPolicy, NetworkConfig
 from trimtab.recorder import SaveConfig, recording
-from trimtab.resuming import restore_threads
+from trimtab.resuming import enter
 from trimtab.rollouts.environment import Environment, EnvironmentConfig
 from trimtab.rollouts.spaces import Spaces, make_environment
-from trimtab.runs import Progress, flat_options, refuse_existing
+from trimtab.runs import Progress, flat_options
 from trimtab.writing import LogConfig, library
 
 LANGUAGE_ONLY = ("beta", "kl_target", "parameters")  # of methods: there is no reference here, nor a name
@@ -137,10 +137,7 @@ def run_control_job(
     Returns the last refresh's metrics. Raises UserError before training if an option or the environment is
     wrong, or `out` already holds something.
     """
-    if resume:
-        restore_threads(job.out)
-    else:
-        refuse_existing(job.out)
+    enter(job.out, resume)
     check(job.method)
     library(job.log.log_to)
     policy, source = build(job)

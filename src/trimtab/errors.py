@@ -6,19 +6,24 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST = 20  # names that a sentence lists
+
 
 class UserError(Exception):
     """The input is wrong; the message says where, what is wrong, and what to do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, or all of them.
+    """The end of an error message: the nearest known name, or all of them if they are not too many.
 
     Returns "did you mean 'beta'?" if one is near, else "known: a, b, c".
     """
     names = sorted(known)
     match = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else "known: " + ", ".join(names)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return "known: " + ", ".join(names[:MOST]) + more
 
 
 def check_bounds(options: object, **bounds: tuple[float, float]) -> None:

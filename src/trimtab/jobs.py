@@ -20,8 +20,8 @@ from trimtab.policies.load import (
 )
 from trimtab.recorder import SaveConfig, recording
 from trimtab.reference import attach_reference
-from trimtab.resuming import PRECISION, restore_threads
-from trimtab.runs import Progress, flat_options, refuse_existing
+from trimtab.resuming import PRECISION, enter
+from trimtab.runs import Progress, flat_options
 from trimtab.train import RunConfig, make_table, train
 from trimtab.writing import LogConfig
 
@@ -67,10 +67,7 @@ def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool 
     Returns the last step's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something.
     """
-    if resume:
-        restore_threads(job.out)
-    else:
-        refuse_existing(job.out)
+    enter(job.out, resume)
     records = load_records(
         job.data.data,
         split=job.data.split,

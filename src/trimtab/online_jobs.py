@@ -23,10 +23,10 @@ from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy, load_reward_model, resolve_model
 from trimtab.recorder import Recorder, SaveConfig, recording
 from trimtab.reference import reference_mode
-from trimtab.resuming import PRECISION, REWARD, restore_threads
+from trimtab.resuming import PRECISION, REWARD, enter
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum, load_rewards
-from trimtab.runs import Progress, flat_options, refuse_existing
+from trimtab.runs import Progress, flat_options
 from trimtab.writing import LogTo, Samples, Watch, library
 
 
@@ -97,10 +97,7 @@ def run_online_job(
     Returns the last refresh's metrics. Raises UserError before training if anything is wrong with the
     input, or if `out` already holds something; later if a reward fails.
     """
-    if resume:
-        restore_threads(job.out)
-    else:
-        refuse_existing(job.out)
+    enter(job.out, resume)
     check(job)
     library(job.report.log_to)
     records = load_prompts(job.data, job.out)
@@ -111,28 +108,31 @@ def run_online_job(
         PRECISION: str(policy.autocast),
         REWARD: of_paths(reward_paths(job.reward.reward)),
     }
-    learner = ActorCritic(
-        policy, build_critic(job.method, policy, job.model, job.critic, job.run.seed), job.collect.temperature
-    )
-    reward = build_reward(job.reward, policy, job.model)
-    source = Collector(
-        policy,
-        records,
-        reward,
-        job.collect,
-        samples=job.method.samples,
-        max_length=job.run.max_length,
-        seed=job.run.seed,
-    )
-    training = train_online(job.method, learner, source, job.run, build_reference(learner, job.model))
+    training = build(job, policy, records)
     options = {"method": job.method.name, **flat_options(job)}
     with recording(job.out, options, job.report.log_to, job.save, prints, resume=resume) as recorder:
         for refresh in _refreshes(recorder, job, training, finish):
             note = live(refresh.metrics)
             progress(f"training {job.method.name}", training.refresh, job.run.refreshes, note)
         state = {"refresh": training.refresh, "coefficients": training.coefficients}
-        recorder.finish(training, learner.save, state)
+        recorder.finish(training, training.policy.save, state)
     return recorder.last
+
+
+def build(job: OnlineJob, policy: LanguagePolicy, records: list[Record]) -> OnlineTraining:
+    """The training of a policy with its critic, reward, prompts and reference."""
+    critic = build_critic(job.method, policy, job.model, job.critic, job.run.seed)
+    learner = ActorCritic(policy, critic, job.collect.temperature)
+    source = Collector(
+        policy,
+        records,
+        build_reward(job.reward, policy, job.model),
+        job.collect,
+        samples=job.method.samples,
+        max_length=job.run.max_length,
+        seed=job.run.seed,
+    )
+    return train_online(job.method, learner, source, job.run, build_reference(learner, job.model))
 
 
 def _refreshes(

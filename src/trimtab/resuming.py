@@ -11,6 +11,7 @@ import torch
 from trimtab.checkpoint import STATE, Checkpoints
 from trimtab.errors import UserError
 from trimtab.fingerprints import of_paths
+from trimtab.runs import refuse_existing
 
 log = logging.getLogger("trimtab")
 
@@ -67,7 +68,18 @@ def found_again(out: Path, options: dict[str, Any], prints: dict[str, str]) -> d
     return dict(state)
 
 
-def restore_threads(out: Path) -> None:
+def enter(out: Path, resume: bool) -> None:
+    """What comes before anything is read: a new run needs a new folder, a resumed one its number of threads.
+
+    Raises UserError if a new run would write into what is there.
+    """
+    if resume:
+        _restore_threads(out)
+    else:
+        refuse_existing(out)
+
+
+def _restore_threads(out: Path) -> None:
     """As many threads as the run had: sums of others have other last digits, those of the reference too."""
     for name in reversed(Checkpoints(out).names()):
         with suppress(OSError, ValueError, KeyError, TypeError):  # damaged; whoever reads it all will say so

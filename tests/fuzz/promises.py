@@ -19,7 +19,7 @@ from trimtab.feedback.views import convert
 from trimtab.feedback.writers import write
 
 T = TypeVar("T")
-LONGEST = 1500  # characters of a sentence; the longest ones list all options or all environments
+LONGEST = 700  # characters of a sentence
 
 
 @dataclass(frozen=True)

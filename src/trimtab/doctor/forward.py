@@ -1,6 +1,9 @@
 """Checks of the forward pass: the same rows by other ways lead to the same numbers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -79,11 +82,8 @@ def shared_prompts(bench: Bench) -> Finding:
     sequences = Sequences.pack(rows, model.device)
     with exactly(model):
         shared = values(model, sequences)
-        model.trunk.shared = False
-        try:
+        with _without(model, "shared"):
             gap = Gap.of(shared, values(model, sequences))
-        finally:
-            model.trunk.shared = True
     means = "responses do not see the prompt as it is"
     advice = "add --without shared-prompts; it is slower, and exact"
     return judged(name, bench, gap, "a prompt read once and read again", means=means, advice=advice)
@@ -97,14 +97,21 @@ def fused_pass(bench: Bench) -> Finding:
         return skipped(name, f"{type(model.trunk.decoder).__name__} runs in transformers' modules here")
     with exactly(model):
         fused = values(model, bench.sequences)
-        model.trunk.fused = False
-        try:
+        with _without(model, "fused"):
             gap = Gap.of(fused, values(model, bench.sequences))
-        finally:
-            model.trunk.fused = True
     means = "the fast pass computes something else than the model"
     advice = "add --without fused; it is slower, and exact"
     return judged(name, bench, gap, "the fused pass and transformers' own", means=means, advice=advice)
+
+
+@contextmanager
+def _without(model: Any, technique: str) -> Iterator[None]:
+    """Within it the trunk does without a technique that it has."""
+    setattr(model.trunk, technique, False)
+    try:
+        yield
+    finally:
+        setattr(model.trunk, technique, True)
 
 
 @torch.no_grad()
