@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trimtab.feedback.batches import by_tokens, lengths
+from trimtab.feedback.batches import by_prompt
 from trimtab.feedback.records import Prompt, Record, columns_of
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import encode_prompt
@@ -77,7 +77,7 @@ def _log_ratios(
     if reference is None and not policy.has_adapter:
         return None
     values: dict[int, float] = {}
-    for chunk in by_tokens(lengths(rows), 8192):
+    for chunk in by_prompt(rows, 8192):
         sequences = Sequences.pack([rows[i] for i in chunk], policy.device)
         mine = policy.logprobs(sequences)
         with reference_mode(reference or policy):

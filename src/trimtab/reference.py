@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.atomic import atomic_bytes
-from trimtab.feedback.batches import Table, by_tokens, lengths
+from trimtab.feedback.batches import Table, by_prompt
 from trimtab.fingerprints import of_weights
 from trimtab.policies.language import LanguagePolicy
 
@@ -91,7 +91,7 @@ def _compute(
     logprobs: list[Tensor] = [torch.empty(0)] * len(table.rows)
     done = 0
     with reference_mode(reference):
-        for chunk in by_tokens(lengths(table.rows), batch_tokens):
+        for chunk in by_prompt(table.rows, batch_tokens):
             sequences = table.sequences(chunk, reference.device)
             values = reference.logprobs(sequences)
             for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models import random_rows
 
-from trimtab.feedback.batches import Example, Pairs, Rankings, Scored, Table, Thumbs
+from trimtab.feedback.batches import Example, Pairs, Rankings, Scored, Table, Thumbs, by_prompt
 from trimtab.feedback.records import Kind
 from trimtab.feedback.sequences import Sequences
 
@@ -173,3 +173,12 @@ def test_log_ratios_without_a_reference_are_refused() -> None:
     batch = table("demonstration", Example(rows=(0,))).batch([0])
     with pytest.raises(ValueError, match="no reference"):
         batch.log_ratios(torch.zeros(1, 3))
+
+
+def test_equal_prompts_meet_in_a_batch_and_count_once() -> None:
+    a, b, c = [1] * 50, [2] * 10, [3] * 90
+    rows = [(a, [0] * 5), (b, [0] * 5), (a, [0] * 6), (c, [0] * 30), (b, [0] * 4), (a, [0] * 40)]
+    # tokens read: b 10 + 5 + 4 = 19; a 50 + 5 + 6 = 61, and 40 more would be 101; c 120, which is too much
+    assert list(by_prompt(rows, 100)) == [[1, 4, 0, 2], [5], [3]]
+    assert list(by_prompt(rows, 1000)) == [[1, 4, 0, 2, 5, 3]]
+    assert list(by_prompt([], 100)) == []

@@ -44,6 +44,7 @@ def test_values_and_gradients_equal_log_softmax(
     monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
     hidden, weight, targets, bias = inputs(dtype=torch.float32)
     upstream = torch.linspace(-1, 2, len(targets))
     results = []
@@ -74,6 +75,7 @@ def test_gradients_of_entropy_equal_autograd(
     monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, part: str
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
     hidden, weight, targets, bias = inputs(dtype=torch.float32)
     upstream = torch.linspace(-1, 2, len(targets)) * (part != "entropy")
     upstream_entropy = torch.linspace(3, -1, len(targets)) * (part != "log-probs")

@@ -210,6 +210,18 @@ def by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def lengths(rows: Sequence[tuple[Ids, Ids]]) -> list[int]:
-    """Tokens of each prompt with its response."""
-    return [len(prompt) + len(response) for prompt, response in rows]
+def by_prompt(rows: Sequence[tuple[Ids, Ids]], most: int) -> Iterator[list[int]]:
+    """Batches of at most so many tokens (or one row) in which equal prompts meet: they are read once."""
+    groups: list[list[int]] = []
+    sizes: list[int] = []  # tokens that are read
+    of_prompt: dict[int, int] = {}  # hash of a prompt -> its last group
+    for row, (prompt, response) in enumerate(rows):
+        place = of_prompt.get(key := hash(tuple(prompt)))
+        if place is None or sizes[place] + len(response) > most:
+            place = of_prompt[key] = len(groups)
+            groups.append([])
+            sizes.append(len(prompt))
+        groups[place].append(row)
+        sizes[place] += len(response)
+    for places in by_tokens(sizes, most):
+        yield [row for place in places for row in groups[place]]

@@ -1,11 +1,13 @@
 """Log-probabilities of chosen tokens, and the means and sums that are taken of them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
+PIECE_ELEMENTS = 2**18  # of these worked on at once on a CPU, whose cache holds them
 
 
 def token_logprobs(
@@ -55,14 +57,23 @@ def _apply(
     return _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> Iterator[tuple[slice, Tensor, list[tuple[slice, Tensor]]]]:
+    """Some rows, their logits in the run's precision, and these in pieces, which share their memory."""
+    size, count = max(1, CHUNK_ELEMENTS // len(weight)), len(hidden)
+    small = max(1, PIECE_ELEMENTS // len(weight)) if hidden.device.type == "cpu" else size
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        logits = torch.nn.functional.linear(hidden[rows], weight, bias)
+        places = range(start, rows.stop, small)
+        pieces = [slice(place, min(place + small, rows.stop)) for place in places]
+        yield rows, logits, [(piece, logits[piece.start - start : piece.stop - start]) for piece in pieces]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    return logits if temperature == 1 else logits / temperature
+def _exact(logits: Tensor, temperature: float) -> Tensor:
+    """In float32: the logits themselves if they are, and the temperature is 1."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -74,8 +85,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, bias, temperature, with_entropy = inputs
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
-        for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows], weight, bias, temperature)
+        for rows, piece in (part for *_, pieces in _chunks(hidden, weight, bias) for part in pieces):
+            logits = _exact(piece, temperature)
             normaliser[rows] = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser[rows]
             if with_entropy:
@@ -95,20 +106,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         # sums over rows keep fp32, whatever the precision of the run
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
-            log_p = logits.sub_(normaliser[rows, None])
-            if ctx.with_entropy:
-                surprise = (log_p + entropy[rows, None]).mul_(grad_entropy[rows, None])
-                grad_logits = log_p.exp_().mul_(surprise.add_(grad[rows, None]).neg_())
-            else:
-                grad_logits = log_p.exp_().mul_(-grad[rows, None])
-            grad_logits.scatter_add_(-1, targets[rows, None], grad[rows, None].float())
-            if ctx.temperature != 1:
-                grad_logits /= ctx.temperature
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
+        for rows, grad_logits, pieces in _chunks(hidden, weight, bias):  # the logits, until they are replaced
+            for part, piece in pieces:
+                log_p = _exact(piece, ctx.temperature).sub_(normaliser[part, None])
+                of_chosen = grad[part, None].float() / ctx.temperature
+                weights = of_chosen.neg()
+                if ctx.with_entropy:
+                    surprise = log_p + entropy[part, None]
+                    weights = surprise.mul_(-grad_entropy[part, None] / ctx.temperature).add_(weights)
+                found = log_p.exp_().mul_(weights).scatter_add_(-1, targets[part, None], of_chosen)
+                if grad_bias is not None:
+                    grad_bias += found.sum(0)
+                if found.data_ptr() != piece.data_ptr():
+                    piece.copy_(found)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight
             if grad_weight is not None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from trimtab.errors import UserError, nearest
-from trimtab.feedback.batches import by_tokens, lengths
+from trimtab.feedback.batches import by_prompt
 from trimtab.feedback.records import Prompt
 from trimtab.feedback.sequences import Sequences
 from trimtab.feedback.tokenise import encode
@@ -156,7 +156,7 @@ class RewardModelReward:
         texts = list(zip(prompts, responses, strict=True))
         rows = encode(texts, self.model.tokenizer, max_length=self.max_length)
         scores: dict[int, float] = {}
-        for chunk in by_tokens(lengths(rows), self.batch_tokens):
+        for chunk in by_prompt(rows, self.batch_tokens):
             values = self.model.scores(Sequences.pack([rows[i] for i in chunk], self.model.device))
             scores.update(zip(chunk, values.tolist(), strict=True))
         return [scores[i] for i in range(len(rows))]
