@@ -61,16 +61,16 @@ class _State:
         first, second = BETAS
         gradient, room = self.parameter.grad.numpy(), self.room  # type: ignore[union-attr]
         self.mean *= first
-        self.mean += np.multiply(gradient, 1 - first, out=room)
+        self.mean += np.multiply(gradient, 1 - first, room)
         self.square *= second
-        np.multiply(gradient, gradient, out=room)
+        np.multiply(gradient, gradient, room)
         room *= 1 - second
         self.square += room
         # sqrt(v^) = sqrt(v) / c: numerator and denominator are multiplied by c, which spares a pass
         correction = math.sqrt(1 - second**self.steps)
-        np.sqrt(self.square, out=room)
+        np.sqrt(self.square, room)
         room += eps * correction
-        np.divide(self.mean, room, out=room)
+        np.divide(self.mean, room, room)
         room *= rate * correction / (1 - first**self.steps)
         if decay:
             self.values *= 1 - decay

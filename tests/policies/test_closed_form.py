@@ -24,9 +24,10 @@ from tests.control_steps import (
     singles,
 )
 
-from trimtab.objectives.policy_gradient import ppo_clip, surrogate
+from trimtab.objectives.policy_gradient import ppo_clip, surrogate, value_loss
 from trimtab.policies.base import Evaluation
 from trimtab.policies.control import ControlPolicy, NetworkConfig, Steps
+from trimtab.policies.duals import ONE, Dual
 from trimtab.policies.heads import CategoricalHead, GaussianHead
 from trimtab.rollouts.rollout import Rollout
 from trimtab.train import backward
@@ -210,9 +211,10 @@ LOSSES_OF_ANY_KIND: dict[str, Callable[[Any, Any], Any]] = {  # of log-probs and
     "clamp from below": lambda x, y: x.clamp_min(-1.0),
     "where": lambda x, y: torch.where(x > -1.5, x, y),
     "weighted by a condition": lambda x, y: (x > -1.5) * x * y,
+    "weighted by two conditions": lambda x, y: (x > -3.0) * x + (x > -1.5) * x + (y > 0.0) * y,
     "weighted by its contrary": lambda x, y: (x < -1.5) * x,
     "weighted by equality": lambda x, y: (x == x.detach()) * x,
-    "filled by a condition": lambda x, y: x.masked_fill(y > 0.0, 0.0),
+    "filled by a condition": lambda x, y: x.masked_fill(y > 0.0, 0.0) + y,
     "indexed by a condition": lambda x, y: x * x[x > -1.5].sum(),
     "mean": lambda x, y: x * x.mean(),
     "sum": lambda x, y: x * x.sum(),
@@ -239,6 +241,31 @@ def test_a_loss_of_any_kind_has_torchs_gradient_or_none(which: str) -> None:
         return
     for of_mine, of_torch in zip(found, expected, strict=True):
         torch.testing.assert_close(of_mine, of_torch, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("which", ["weighted by two conditions", "filled by a condition", "clamp"])
+def test_losses_with_conditions_are_differentiated_in_the_networks_precision(which: str) -> None:
+    """By hand: torch is not called in for them."""
+    steps = every_step(random_steps("gaussian", 4))
+    mine, torchs = both("gaussian")
+
+    def of(out: Evaluation) -> Any:
+        return LOSSES_OF_ANY_KIND[which](out.logprobs, out.values)
+
+    for found, expected in zip(gradient_of(mine, steps, of), gradient_of(torchs, steps, of), strict=True):
+        assert_near(found, expected, 1e-5)
+    assert mine.closed is not None and not mine.closed.beyond
+
+
+def test_the_slopes_of_a_clipped_value_are_of_single_precision() -> None:
+    """In double precision they would slow down the whole pass backwards."""
+    values = np.array([[0.5], [2.0]], dtype=np.float32)
+    old, returns = np.zeros_like(values), np.full_like(values, 3.0)
+    loss: Any = value_loss(Dual(values, {"values": ONE}), old, returns, clip=1.0)  # type: ignore[arg-type]
+    assert loss.slopes["values"].dtype == np.float32
+    # V - return where V is near; beyond the bounds the larger error is the bound's, which does not move
+    assert loss.slopes["values"].tolist() == [[-2.5], [0.0]]
+    assert loss.value.tolist() == [[3.125], [2.0]]
 
 
 @heads

@@ -22,18 +22,21 @@ def balancing(strength: float) -> ControlPolicy:
     return policy
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", CARTPOLE])
+@pytest.mark.parametrize(
+    ("name", "copies", "form"),
+    [("CartPole-v1", 8, "CartPoleVectorEnv"), ("CartPole-v1", 2, "Copies"), (CARTPOLE, 2, "Copies")],
+)
 @pytest.mark.parametrize(("strength", "steps"), [(0.0, 150), (5.0, 520)])
-def test_cartpole_moves_as_its_equations_say(name: str, strength: float, steps: int) -> None:
+def test_cartpole_moves_as_its_equations_say(
+    name: str, copies: int, form: str, strength: float, steps: int
+) -> None:
     """Each chosen step is one of Gymnasium's single environment; every other is the start of an episode."""
-    assert type(make_environments(name, 2)).__name__ == (
-        "CartPoleVectorEnv" if name == "CartPole-v1" else "SyncVectorEnv"
-    )
-    source = environment(name, balancing(strength), steps=steps, copies=2)
+    assert type(make_environments(name, copies)).__name__ == form
+    source = environment(name, balancing(strength), steps=steps, copies=copies)
     rollout, single = source.collect(0).rollout, CartPoleEnv()
     single.reset()
     lengths, ends = [], {"terminated": 0, "truncated": 0}
-    for row in range(2):
+    for row in range(copies):
         length = 0
         for t in range(steps):
             here, after = rollout.inputs.observations[row, t : t + 2].numpy()
@@ -57,4 +60,4 @@ def test_cartpole_moves_as_its_equations_say(name: str, strength: float, steps: 
     assert ends["truncated" if strength else "terminated"] >= 2
     assert metrics["episodes"] == len(lengths)
     assert metrics["return"] == metrics["episode_length"] == pytest.approx(np.mean(lengths))
-    assert metrics["steps"] == 2 * steps - int((~rollout.mask).sum())
+    assert metrics["steps"] == copies * steps - int((~rollout.mask).sum())

@@ -4,6 +4,7 @@ They are computed once for each collection of experience, never again inside the
 tensors are rows of steps; `mask` is true where the policy chose, and what stands elsewhere is zero.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,13 +47,14 @@ def gae(
         terminated: [B, T] the episode came to its end here: nothing follows.
         ended: [B, T] terminated or cut off: the next step belongs to another episode.
     """
-    deltas = rewards + gamma * next_values * (~terminated) - values
+    deltas = (rewards + gamma * next_values * (~terminated) - values).detach()
     decays = gamma * lam * (~ended).to(deltas.dtype)
-    running, advantages = torch.zeros_like(rewards[:, 0]), []
-    for delta, decay in zip(reversed(deltas.unbind(1)), reversed(decays.unbind(1)), strict=True):
-        running = torch.addcmul(delta, decay, running)
-        advantages.append(running)
-    return torch.stack(advantages[::-1], 1)
+    # half of torch's time; in float64 a product of single precision is exact, and rounded with the sum
+    found = deltas.T.cpu().clone(memory_format=torch.contiguous_format)
+    steps, shares = found.numpy(), decays.T.cpu().double().numpy()
+    for step, share, following in zip(steps[-2::-1], shares[-2::-1], steps[:0:-1], strict=True):
+        np.add(step, share * following, step)
+    return found.T.contiguous().to(deltas.device)
 
 
 def leave_one_out(scores: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trimtab.policies.base import ABSENT, Evaluation
-from trimtab.policies.duals import Dual, NoRuleError
+from trimtab.policies.duals import ONE, Dual, NoRuleError
 from trimtab.policies.heads import Head
 from trimtab.policies.networks import Array, Flat, Perceptron
 
@@ -76,27 +75,29 @@ class _Passes:
             outputs, hidden = closed.actor.forward(self.observations)
             logprobs, spread, kept = closed.head.forward(outputs, closed.log_std, self.actions)
             self.of_actor = (hidden, kept)
-            logprobs = Dual(logprobs[:, None], {"logprobs": 1.0})
-            spread = Dual(spread[:, None], {"entropy": 1.0}) if entropy else ABSENT
+            logprobs = Dual(logprobs[:, None], {"logprobs": ONE})
+            spread = Dual(spread[:, None], {"entropy": ONE}) if entropy else ABSENT
         if closed.critic is not None:
             judged, self.of_critic = closed.critic.forward(self.observations)
-            values = Dual(judged, {"values": 1.0})
+            values = Dual(judged, {"values": ONE})
         return Evaluation(logprobs, spread, values)
 
     def backward(self, slopes: dict[str, Any], scale: float) -> None:
         """Adds the gradient of `scale` times the sum of losses with these derivatives."""
-        closed, like = self.closed, self.observations
-        wanted = {name: _column(slope, len(like)) * like.dtype.type(scale) for name, slope in slopes.items()}
+        closed, count, scale = self.closed, len(self.observations), self.observations.dtype.type(scale)
+        wanted = {name: _column(slope, scale, count) for name, slope in slopes.items()}
         if "logprobs" in wanted or "entropy" in wanted:
             hidden, kept = self.of_actor
             of_outputs, of_log_std = closed.head.backward(kept, wanted.get("logprobs"), wanted.get("entropy"))
+            before = _kept(closed.vectors[0])
             closed.actor.backward(hidden, of_outputs)
             if of_log_std is not None:
                 closed.actor.gradients["log_std"][:] = of_log_std
-            _add(closed.vectors[0], closed.actor.gradient)
+            _add(closed.vectors[0], before, closed.actor.gradient)
         if closed.critic is not None and "values" in wanted:
+            before = _kept(closed.vectors[1])
             closed.critic.backward(self.of_critic, wanted["values"])
-            _add(closed.vectors[1], closed.critic.gradient)
+            _add(closed.vectors[1], before, closed.critic.gradient)
 
 
 def _constant(column: Tensor) -> Dual:
@@ -104,16 +105,19 @@ def _constant(column: Tensor) -> Dual:
     return Dual(column.numpy(), {})
 
 
-def _column(slope: Any, count: int) -> Array:
-    """A derivative for each step: [count, 1]."""
-    return np.full((count, 1), slope) if np.isscalar(slope) else slope.reshape(count, 1)
+def _column(slope: Any, scale: Any, count: int) -> Array:
+    """A derivative for each step, times `scale`: [count, 1]."""
+    return (np.full((count, 1), slope) if np.isscalar(slope) else slope.reshape(count, 1)) * scale
 
 
-def _add(vector: Tensor, gradient: Array) -> None:
-    if vector.grad is None:
-        vector.grad = torch.from_numpy(gradient.copy())
-    else:
-        vector.grad += torch.from_numpy(gradient)
+def _kept(vector: Tensor) -> Tensor | None:
+    """The gradient of the parts before this one, whose memory this one's is about to be written into."""
+    return None if vector.grad is None else vector.grad.clone()
+
+
+def _add(vector: Tensor, before: Tensor | None, gradient: Tensor) -> None:
+    """Makes this the vector's gradient, without a copy, with what it was before."""
+    vector.grad = gradient if before is None else gradient.add_(before)
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -39,6 +39,11 @@ class NetworkConfig:
         check_bounds(self, log_std=(-20, 5))
 
 
+def cut(values: Tensor, rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """`values[rows].split(sizes)`, which take twice as long."""
+    return torch.split_with_sizes(values.index_select(0, rows), sizes)
+
+
 @stateful
 @dataclass(frozen=True)
 class Steps:
@@ -62,12 +67,10 @@ class Steps:
     def select(self, rows: Tensor) -> "Steps":
         return Steps(self.observations[rows], self.actions[rows])
 
-    def split(self, sizes: list[int]) -> list["Steps"]:
-        """Consecutive rows, so many at a time."""
-        return [
-            Steps(*both)
-            for both in zip(self.observations.split(sizes), self.actions.split(sizes), strict=True)
-        ]
+    def cut(self, rows: Tensor, sizes: list[int]) -> list["Steps"]:
+        """The rows of these numbers, so many at a time."""
+        both = (cut(values, rows, sizes) for values in (self.observations, self.actions))
+        return [Steps(*parts) for parts in zip(*both, strict=True)]
 
     def flattened(self, mask: Tensor) -> "Steps":
         """The steps of a mask [B, T] as single steps."""

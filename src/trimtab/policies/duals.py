@@ -14,6 +14,8 @@ import torch
 from trimtab.policies.networks import Array
 
 Slopes = dict[str, Any]  # input -> derivative of each number with respect to its own number of that input
+ONE = 1.0  # the slope of an input with respect to itself: this very object
+FLOATS = (np.float32, np.float64)
 
 
 class NoRuleError(TypeError):
@@ -36,28 +38,26 @@ class Dual:
         self.slopes = slopes
 
     def __add__(self, other: Any) -> "Dual":
-        value, slopes = _parts(other)
-        merged = dict(self.slopes)
-        for name, slope in slopes.items():
-            merged[name] = merged[name] + slope if name in merged else slope
-        return Dual(self.value + value, merged)
+        if type(other) is not Dual:
+            return Dual(self.value + other, self.slopes)
+        return Dual(self.value + other.value, _sum(self.slopes, other.slopes))
 
     def __neg__(self) -> "Dual":
-        return Dual(-self.value, {name: -slope for name, slope in self.slopes.items()})
+        return Dual(-self.value, _negative(self.slopes))
 
     def __sub__(self, other: Any) -> "Dual":
-        return self + (-other)
+        if type(other) is not Dual:
+            return Dual(self.value - other, self.slopes)
+        return Dual(self.value - other.value, _sum(self.slopes, _negative(other.slopes)))
 
     def __rsub__(self, other: Any) -> "Dual":
-        return (-self) + other
+        return Dual(other - self.value, _negative(self.slopes))
 
     def __mul__(self, other: Any) -> "Dual":
-        value, slopes = _parts(other)
-        merged = {name: slope * value for name, slope in self.slopes.items()}
-        for name, slope in slopes.items():
-            scaled = self.value * slope
-            merged[name] = merged[name] + scaled if name in merged else scaled
-        return Dual(self.value * value, merged)
+        if type(other) is not Dual:
+            return Dual(self.value * other, _scaled(self.slopes, other))
+        slopes = _sum(_scaled(self.slopes, other.value), _scaled(other.slopes, self.value))
+        return Dual(self.value * other.value, slopes)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -75,30 +75,31 @@ class Dual:
             raise AttributeError(name)
         raise NoRuleError(f"{name} has no rule for dual numbers")
 
-    def _mapped(self, value: Array, derivative: Any) -> "Dual":
-        return Dual(value, {name: slope * derivative for name, slope in self.slopes.items()})
-
     def exp(self) -> "Dual":
         value = np.exp(self.value)
-        return self._mapped(value, value)
+        return Dual(value, _scaled(self.slopes, value))
 
     def expm1(self) -> "Dual":
         value = np.expm1(self.value)
-        return self._mapped(value, value + 1) if self.slopes else Dual(value, {})
+        return Dual(value, _scaled(self.slopes, value + 1) if self.slopes else {})
 
     def square(self) -> "Dual":
-        return self._mapped(self.value * self.value, 2 * self.value)
+        return Dual(
+            self.value * self.value, _scaled(self.slopes, self.value + self.value) if self.slopes else {}
+        )
 
     def clamp(self, low: float, high: float) -> "Dual":
         value = np.minimum(np.maximum(self.value, low), high)
-        return self._mapped(value, value == self.value) if self.slopes else Dual(value, {})
+        if not self.slopes:
+            return Dual(value, {})
+        return Dual(value, _scaled(self.slopes, (value == self.value).astype(value.dtype)))
 
     def maximum(self, other: Any) -> "Dual":
         value, slopes = _parts(other)
         mine = self.value >= value
         merged = {
             name: np.where(mine, self.slopes.get(name, 0.0), slopes.get(name, 0.0))
-            for name in {*self.slopes, *slopes}
+            for name in {**self.slopes, **slopes}
         }
         return Dual(np.maximum(self.value, value), merged)
 
@@ -110,7 +111,7 @@ class Dual:
         return Dual(np.squeeze(self.value, dim), squeezed)
 
     def masked_fill(self, mask: Any, number: float) -> "Dual":
-        mask = np.asarray(mask)
+        mask = np.asarray(_parts(mask)[0])
         slopes = {n: np.where(mask, 0.0, s) for n, s in self.slopes.items()}
         return Dual(np.where(mask, number, self.value), slopes)
 
@@ -142,6 +143,28 @@ class Dual:
 
 
 _KNOWN: dict[Any, str] = {torch.maximum: "maximum", torch.exp: "exp", torch.expm1: "expm1"}
+
+
+def _sum(slopes: Slopes, others: Slopes) -> Slopes:
+    """The slopes of a sum. None is ever changed in place, since several duals may hold it."""
+    if not slopes or not others:
+        return slopes or others
+    merged = {**slopes}
+    for name, slope in others.items():
+        merged[name] = merged[name] + slope if name in merged else slope
+    return merged
+
+
+def _negative(slopes: Slopes) -> Slopes:
+    return {name: -slope for name, slope in slopes.items()} if slopes else slopes
+
+
+def _scaled(slopes: Slopes, factor: Any) -> Slopes:
+    """The slopes times a factor. Most are those of an input itself: 1, with which nothing is multiplied."""
+    if not slopes:
+        return slopes
+    plain = getattr(factor, "dtype", None) in FLOATS  # truth values would be added as such
+    return {n: factor if plain and slope is ONE else slope * factor for n, slope in slopes.items()}
 
 
 def _parts(other: Any) -> tuple[Any, Slopes]:

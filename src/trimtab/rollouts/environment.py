@@ -103,16 +103,16 @@ class Environment:
         over = np.zeros(self.config.envs, dtype=bool)
         while self._goes_on(taken, over):
             actions = policy.act(policy.normalised(now), rng)
-            taken.mask.append(~(over | self.starts))
-            taken.observations.append(now)
-            taken.actions.append(actions)
             done = self.spaces.actions(actions)
             self.replay.before_step(done, self.starts)
             raw, rewards, terminated, truncated, _ = self.envs.step(done)
-            now = self.spaces.vectors(raw)
+            taken.unseen.append(over | self.starts if self.whole_episodes else self.starts)
+            taken.observations.append(now)
+            taken.actions.append(actions)
             taken.rewards.append(rewards.copy())
             taken.terminated.append(terminated.copy())
             taken.truncated.append(truncated.copy())
+            now = self.spaces.vectors(raw)
             self.starts = terminated | truncated
             if self.whole_episodes:
                 over = over | self.starts
@@ -123,9 +123,9 @@ class Environment:
 
     def _goes_on(self, taken: "_Taken", over: NDArray[Any]) -> bool:
         """Whether the collection does. Raises UserError if an episode does not end."""
-        length = len(taken.mask)
+        length = len(taken.unseen)
         if not self.whole_episodes:
-            return length < self.config.steps or not any(mask.any() for mask in taken.mask)
+            return length < self.config.steps or all(unseen.all() for unseen in taken.unseen)
         if length == LONGEST:
             raise UserError(
                 f"{self.config.env}: an episode had no end after {LONGEST:,} steps; take a "
@@ -134,7 +134,7 @@ class Environment:
         return not over.all()
 
     def _rollout(self, taken: "_Taken") -> Rollout:
-        mask = _rows(taken.mask)
+        mask = ~_rows(taken.unseen)
         observations = _rows(taken.observations)  # [E, T + 1, O]
         rewards = np.where(mask, _rows(taken.rewards), 0.0)
         self._check_finite(observations=observations, rewards=rewards)
@@ -265,7 +265,7 @@ class _Taken:
 
     observations: list[NDArray[Any]] = field(default_factory=list)
     actions: list[NDArray[Any]] = field(default_factory=list)
-    mask: list[NDArray[Any]] = field(default_factory=list)
+    unseen: list[NDArray[Any]] = field(default_factory=list)  # where the policy did not choose
     rewards: list[NDArray[Any]] = field(default_factory=list)
     terminated: list[NDArray[Any]] = field(default_factory=list)
     truncated: list[NDArray[Any]] = field(default_factory=list)

@@ -44,7 +44,7 @@ class Replay:
         if self.copies is None:
             return
         self.actions.append(actions)
-        if beginning.any():
+        if np.count_nonzero(beginning):  # `any` takes three times as long
             for number in np.flatnonzero(beginning):
                 self.streams[number] = _stream(self.raw[number])
                 self.begun[number] = len(self.actions)

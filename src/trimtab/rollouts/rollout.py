@@ -10,6 +10,7 @@ from torch import Tensor
 from trimtab.feedback.records import Prompt
 from trimtab.objectives.advantages import gae, whiten
 from trimtab.policies.base import ABSENT
+from trimtab.policies.control import cut
 from trimtab.stateful import stateful
 
 STEP_COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")  # what losses read
@@ -98,12 +99,13 @@ class Rollout:
             return
         order, sizes = torch.cat(list(rows)), [len(part) for part in rows]
         columns = {
-            name: value[order].split(sizes)
-            for name in ("mask", *STEP_COLUMNS)
-            if (value := getattr(self, name)) is not None
+            n: cut(value, order, sizes) for n in STEP_COLUMNS if (value := getattr(self, n)) is not None
         }
-        for number, inputs in enumerate(self.inputs.select(order).split(sizes)):
-            yield _changed(self, inputs=inputs, **{name: parts[number] for name, parts in columns.items()})
+        masks = {size: self.mask.new_ones(size, 1) for size in set(sizes)}
+        for size, inputs, *values in zip(
+            sizes, self.inputs.cut(order, sizes), *columns.values(), strict=True
+        ):
+            yield _changed(self, inputs=inputs, mask=masks[size], **dict(zip(columns, values, strict=True)))
 
     def mapped(self, change: Callable[[Tensor], Any]) -> "Rollout":
         """The same with another form of the columns that losses read."""
@@ -139,13 +141,14 @@ class Rollout:
 
 def whitened(parts: list[Rollout]) -> list[Rollout]:
     """The same with advantages of mean 0 and standard deviation 1 over all parts; a single step stays."""
-    chosen = [part.chosen(part.advantages) for part in parts]
+    chosen = [part.advantages if part.dense else part.advantages[part.mask] for part in parts]
     if sum(map(len, chosen)) == 1:
         return parts
     deviation, mean = torch.std_mean(torch.cat(chosen) if len(chosen) > 1 else chosen[0])
+    deviation = deviation + 1e-8
 
     def changed(part: Rollout) -> Rollout:
-        advantages = (part.advantages - mean).div_(deviation + 1e-8)
+        advantages = (part.advantages - mean).div_(deviation)
         return _changed(part, advantages=advantages if part.dense else advantages * part.mask)
 
     return [changed(part) for part in parts]

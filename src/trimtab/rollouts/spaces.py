@@ -14,6 +14,8 @@ from trimtab.policies.heads import CategoricalHead, GaussianHead, Head
 log = logging.getLogger("trimtab")
 
 EXTRAS = {"Box2D": "box2d", "mujoco": "mujoco"}  # a package that is missing -> the extra that brings it
+SMALL = "gymnasium.envs.classic_control"  # a step in their vectorised form takes as long as
+ENOUGH = 8  # steps of so many single ones
 
 
 @dataclass(frozen=True)
@@ -101,20 +103,26 @@ def _quiet_mujoco(name: str) -> None:
 
 
 def make_environments(name: str, count: int) -> Any:
-    """Copies of an environment side by side, by its own vectorised form if it has one.
+    """Copies of an environment side by side, by its own vectorised form if it has one that is worth it.
 
     Raises UserError if there is no such environment, or what it needs is not installed.
     """
     import gymnasium
 
+    from trimtab.rollouts.copies import Copies  # it derives from one of Gymnasium's, which is slow to import
+
     _quiet_mujoco(name)
     try:
-        if name in gymnasium.registry and gymnasium.spec(name).vector_entry_point is not None:
+        form = getattr(gymnasium.registry.get(name), "vector_entry_point", None)
+        if form is not None and (count >= ENOUGH or not str(form).startswith(SMALL)):
             native = gymnasium.make_vec(name, num_envs=count)
             if native.metadata.get("autoreset_mode") is gymnasium.vector.AutoresetMode.NEXT_STEP:
                 return native
             native.close()
-        return gymnasium.make_vec(name, count, "sync", vector_kwargs={"copy": False})
+        checked = [lambda: gymnasium.make(name)]  # once is enough, and checks take their time at every step
+        return Copies(
+            checked + [lambda: gymnasium.make(name, disable_env_checker=True)] * (count - 1), copy=False
+        )
     except gymnasium.error.Error as error:
         raise UserError(_said(name, error)) from error
     except ImportError as error:

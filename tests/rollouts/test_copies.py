@@ -1,0 +1,96 @@
+"""Copies in a row against Gymnasium's own: the same steps, to the last bit, across the ends of episodes."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import SyncVectorEnv
+from tests.control_environments import CARTPOLE, NATIVE, environment, linear, register
+
+from trimtab.policies.heads import GaussianHead
+from trimtab.rollouts import copies as module
+from trimtab.rollouts.copies import Copies
+from trimtab.rollouts.spaces import make_environments
+
+register()
+
+
+def both(name: str, count: int) -> tuple[Any, Any]:
+    """Ours and Gymnasium's."""
+    mine = Copies([lambda: gymnasium.make(name)] * count, copy=False)
+    return mine, gymnasium.make_vec(name, count, "sync")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "steps", "ends"),
+    [
+        ("CartPole-v1", 4, 120, 12),
+        ("CartPole-v1", 1, 120, 3),
+        ("Pendulum-v1", 3, 420, 6),
+        ("Acrobot-v1", 2, 520, 2),
+        ("MountainCar-v0", 2, 220, 2),  # which computes with the number of the action
+        ("FrozenLake-v1", 5, 60, 20),  # whose observations are numbers
+        ("trimtab-tests/Scripted-v0", 3, 30, 20),
+        ("trimtab-tests/Continuous-v0", 2, 30, 10),  # whose observations are matrices
+        ("trimtab-tests/Numbered-v0", 2, 30, 10),
+    ],
+)
+def test_every_step_is_that_of_gymnasiums_own(name: str, count: int, steps: int, ends: int) -> None:
+    mine, theirs = both(name, count)
+    for env in (mine, theirs):
+        env.action_space.seed(3)
+    np.testing.assert_array_equal(mine.reset(seed=0)[0], theirs.reset(seed=0)[0])
+    ended = 0
+    for step in range(steps):
+        if step == 10:  # all copies begin anew, whichever of them was about to
+            np.testing.assert_array_equal(mine.reset()[0], theirs.reset()[0])
+        actions = mine.action_space.sample()
+        *found, infos = mine.step(actions)
+        *expected, _ = theirs.step(actions)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other, strict=True)
+        assert infos == {}
+        ended += int((found[2] | found[3]).sum())
+    assert ended >= ends
+
+
+def test_what_a_step_gave_stays_as_it_was() -> None:
+    mine, _ = both("Pendulum-v1", 2)
+    mine.reset(seed=0)
+    actions = np.zeros((2, 1), dtype=np.float32)
+    given = mine.step(actions)[:4]
+    kept = [array.copy() for array in given]
+    mine.step(actions + 1)
+    for array, before in zip(given, kept, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True])
+@pytest.mark.parametrize("name", [CARTPOLE, "Pendulum-v1"])
+def test_collections_are_those_of_gymnasiums_own(
+    name: str, whole_episodes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collections() -> list[Any]:
+        policy = linear(4) if name == CARTPOLE else linear(3, GaussianHead(1, 0.0))
+        source = environment(name, policy, steps=250, copies=2, whole_episodes=whole_episodes)
+        return [source.collect(refresh).rollout for refresh in range(3)]
+
+    mine = collections()
+    monkeypatch.setattr(module, "Copies", SyncVectorEnv)
+    for found, expected in zip(mine, collections(), strict=True):
+        for column in ("mask", "rewards", "terminated", "ended"):
+            assert torch.equal(getattr(found, column), getattr(expected, column))
+        assert torch.equal(found.inputs.observations, expected.inputs.observations)
+        assert torch.equal(found.inputs.actions, expected.inputs.actions)
+    assert sum(int(rollout.ended.sum()) for rollout in mine) >= 6
+
+
+def test_a_vectorised_form_is_taken_where_it_is_worth_it() -> None:
+    """CartPole's from eight copies on; that which an environment of somebody's own brings, always."""
+    kinds = {count: type(make_environments("CartPole-v1", count)).__name__ for count in (1, 7, 8, 9)}
+    assert kinds == {1: "Copies", 7: "Copies", 8: "CartPoleVectorEnv", 9: "CartPoleVectorEnv"}
+    assert type(make_environments(NATIVE, 1)).__name__ == "ScriptedVector"
+    assert type(make_environments("Pendulum-v1", 9)).__name__ == "Copies"
