@@ -79,12 +79,13 @@ def reference(policy: LanguagePolicy, table: Table, first: list[int], most: int,
 
 def rotate(table: Table, order: list[int], batch: int) -> None:
     """Mismatched pairs as TRL makes them: in each batch, every prompt with the response before its own."""
-    responses = [table.rows[example.rows[0]][1] for example in table.examples]
+    table.rows = rows = list(table.rows)
+    responses = [rows[example.rows[0]][1] for example in table.examples]
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
         for i, other in zip(numbers, numbers[-1:] + numbers[:-1], strict=True):
             example = table.examples[i]
-            table.rows[example.mismatched] = (table.rows[example.rows[0]][0], responses[other])
+            rows[example.mismatched] = (list(rows[example.rows[0]][0]), list(responses[other]))
 
 
 def records_of(job: str, rows: list[Row]) -> list[Record]:

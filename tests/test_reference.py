@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests import tiny
 from tests.models import alone, letter_tokenizer
+from trimtab.feedback import numbers
 from trimtab.feedback.batches import Table
 from trimtab.feedback.readers import read
 from trimtab.feedback.tokenise import tokenise
@@ -59,7 +61,8 @@ def test_other_weights_precision_or_tokens_are_computed_anew(table: Table) -> No
         nudged.parameters()[3].view(-1)[5] += 1e-3
     assert not attach_reference(table, nudged, batch_tokens=100)
     assert not attach_reference(table, load(), batch_tokens=101)  # other parts have other last digits
-    table.rows[0] = (table.rows[0][0], [*table.rows[0][1][:-2], 5, 1])
+    (prompt, response), *others = table.rows
+    table.rows = [(prompt, [*response[:-2], 5, 1]), *others]
     assert not attach_reference(table, load(), batch_tokens=100)
     assert len(cached()) == 6
 
@@ -93,3 +96,26 @@ def test_a_damaged_cache_is_computed_anew(how: str, table: Table) -> None:
     assert first is not None and table.ref_logprobs is not None
     assert all(torch.equal(a, b) for a, b in zip(first, table.ref_logprobs, strict=True))
     assert attach_reference(table, load(), batch_tokens=100) is True
+
+
+def test_in_files_they_are_the_same_as_in_memory(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach_reference(table, load(), batch_tokens=100)
+    assert table.ref_logprobs is not None
+    in_memory = list(table.ref_logprobs)
+    cached()[0].unlink()
+    monkeypatch.setattr(numbers, "FEW_BYTES", 16)
+    for from_cache in (False, True):
+        assert attach_reference(table, load(), batch_tokens=100) is from_cache
+        assert all(torch.equal(a, b) for a, b in zip(in_memory, table.ref_logprobs, strict=True))
+        assert torch.equal(table.ref_logprobs[-1], in_memory[-1])
+        batch = table.batch([3, 0])
+        of_chosen = [in_memory[table.examples[i].rows[0]] for i in (3, 0)]
+        assert batch.ref_logprobs is not None
+        for line, expected in zip(batch.ref_logprobs, of_chosen, strict=False):
+            assert torch.equal(line[: len(expected)], expected)
+
+
+def test_the_file_is_one_that_safetensors_reads(table: Table) -> None:
+    attach_reference(table, load(), batch_tokens=100)
+    assert table.ref_logprobs is not None
+    assert torch.equal(load_file(cached()[0])["logprobs"], torch.cat(list(table.ref_logprobs)))

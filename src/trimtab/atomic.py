@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -46,11 +47,13 @@ def added_files(path: Path) -> Iterator[Path]:
 
 def atomic_text(path: Path, text: str) -> None:
     """Writes a file that holds either what it held before or all of the text, whatever interrupts."""
-    atomic_bytes(path, text.encode("utf-8"))
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
-def atomic_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
-    """`atomic_text` of bytes.
+@contextmanager
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the name `path` only once it is complete and on the disk.
 
     Args:
         shared: several processes may write this file at once; what one that is killed leaves stays there.
@@ -58,7 +61,7 @@ def atomic_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

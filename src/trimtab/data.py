@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from trimtab.errors import UserError, nearest
 from trimtab.feedback.files import exists
+from trimtab.feedback.mapped import chosen
 from trimtab.feedback.readers import read
 from trimtab.feedback.records import Prompt, Record, shown_name
 
@@ -19,7 +22,7 @@ def load_records(
     split: str = "train",
     bad_rows: Literal["stop", "skip"] = "stop",
     rejects: Path | None = None,
-) -> list[Record]:
+) -> Sequence[Record]:
     """The records of a file, a folder or a hub name, or of the built-in reviews.
 
     `reviews` are the sentences with their human labels as thumbs; `reviews:demonstrations` are all
@@ -45,20 +48,18 @@ def is_built_in(name: str) -> bool:
     return name.split(":", maxsplit=1)[0] == "reviews" and not exists(name)
 
 
-def split_by_prompt(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:
+def split_by_prompt(records: Sequence[Record], held_out: float) -> tuple[Sequence[Record], Sequence[Record]]:
     """(train, held out): all records of a prompt on one side, decided by a hash of the prompt.
 
     Raises UserError if either side is empty.
     """
-    sides: tuple[list[Record], list[Record]] = ([], [])
-    for record in records:
-        sides[_share(record.prompt) < held_out].append(record)
-    if not sides[0] or not sides[1]:
+    is_held_out = np.array([_share(record.prompt) < held_out for record in records])
+    if is_held_out.all() or not is_held_out.any():
         raise UserError(
             f"{len(records)} records cannot be split with {held_out:.0%} of the prompts held out: "
             "one side would be empty; add data or change `held_out`"
         )
-    return sides
+    return chosen(records, ~is_held_out), chosen(records, is_held_out)
 
 
 def _share(prompt: Prompt) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from trimtab.data import load_records
 from trimtab.feedback.batches import Table
 from trimtab.feedback.conversions import ViewOptions
-from trimtab.fingerprints import of_model, of_rows
+from trimtab.fingerprints import of_model
 from trimtab.methods import Method
 from trimtab.policies.base import Trainable
 from trimtab.policies.load import (
@@ -33,7 +33,7 @@ class DataConfig:
     """Which feedback, and how it is read."""
 
     data: str
-    """A file (JSON, JSONL, CSV, Parquet, each also .gz), a folder, a hub name, or reviews."""
+    """A file (JSON, JSONL, CSV, each also .gz, Parquet, Arrow), a folder, a hub name, or reviews."""
     split: str = "train"
     """Which split of a dataset."""
     bad_rows: Literal["stop", "skip"] = "stop"
@@ -77,7 +77,7 @@ def run_job(job: Job, progress: Progress, *, resume: bool = False, finish: bool 
     policy = _load(job)
     table = make_table(job.method, records, policy.tokenizer, job.run, job.views)
     prints = {
-        "data": of_rows([*table.rows, *table.examples]),
+        "data": table.fingerprint(),
         "model": of_model(policy.model),
         PRECISION: str(policy.autocast),
     }

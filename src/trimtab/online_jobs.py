@@ -163,9 +163,8 @@ def reward_paths(names: list[str]) -> Iterator[str]:
 def load_prompts(data: DataConfig, out: Path) -> list[Record]:
     """The prompts of a file of any kind of feedback, with their other columns."""
     rejects = out.parent / f"{out.name}.rejected.jsonl"
-    return convert(
-        load_records(data.data, split=data.split, bad_rows=data.bad_rows, rejects=rejects), "prompt"
-    )
+    records = load_records(data.data, split=data.split, bad_rows=data.bad_rows, rejects=rejects)
+    return list(convert(records, "prompt"))
 
 
 def resolved(config: ModelConfig) -> ModelConfig:

@@ -1,30 +1,30 @@
 """The reference's log-probs: computed once, before training, and kept on disk."""
 
 import hashlib
+import json
 import logging
-import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.atomic import atomic_bytes
+from trimtab.atomic import atomic_file
 from trimtab.feedback.batches import Table, by_prompt
+from trimtab.feedback.compact import TokenRows
+from trimtab.feedback.numbers import cache_folder, room_for
 from trimtab.fingerprints import of_weights
 from trimtab.policies.language import LanguagePolicy
 
 log = logging.getLogger("trimtab")
 
+__all__ = ["attach_reference", "cache_folder", "cached_file", "reference_mode"]
+
 Progress = Callable[[int, int], None]  # (done, total)
-
-
-def cache_folder() -> Path:
-    """Where reference log-probs are kept: $TRIMTAB_CACHE, or trimtab in the user's cache folder."""
-    if folder := os.environ.get("TRIMTAB_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
 
 
 def attach_reference(
@@ -38,14 +38,40 @@ def attach_reference(
         batch_tokens: tokens that are read at once.
     """
     file = cached_file(table, reference, batch_tokens)
-    lengths = [len(response) for _, response in table.rows]
-    found = _read(file, sum(lengths))
+    ends = TokenRows.of(table.rows).lengths()[:, 1].cumsum()
+    found = _read(file, ends)
     if found is not None:
-        table.ref_logprobs = list(found.split(lengths))
+        table.ref_logprobs = found
         return True
-    table.ref_logprobs = _compute(table, reference, batch_tokens, progress)
-    _write(file, torch.cat(table.ref_logprobs))
+    values = _compute(table, reference, batch_tokens, progress, ends)
+    table.ref_logprobs = Logprobs(values, ends)
+    _write(file, values)
     return False
+
+
+class Logprobs(Sequence[Tensor]):
+    """Log-probs of the tokens of each response, end to end in one array, which may be a mapped file.
+
+    Args:
+        values: [M] of all responses.
+        ends: [R] where each response ends among them.
+    """
+
+    def __init__(self, values: np.ndarray, ends: np.ndarray) -> None:
+        self.values, self.ends = values, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, row: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Tensor]: ...
+    def __getitem__(self, row: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        start = self.ends[row - 1] if row % len(self) else 0
+        return torch.tensor(self.values[start : self.ends[row]])
 
 
 def cached_file(table: Table, reference: LanguagePolicy, batch_tokens: int) -> Path:
@@ -54,52 +80,56 @@ def cached_file(table: Table, reference: LanguagePolicy, batch_tokens: int) -> P
     return cache_folder() / "reference" / f"{_fingerprint(table, reference, last_digits)}.safetensors"
 
 
-def _write(file: Path, logprobs: Tensor) -> None:
-    """With a sum of its bytes."""
-    from safetensors.torch import save
-
+def _write(file: Path, logprobs: np.ndarray | Tensor) -> None:
+    """A safetensors file with a sum of its bytes, written without a copy of them in memory."""
+    values = np.ascontiguousarray(logprobs, "<f4")
+    described = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, values.nbytes]}
+    head = json.dumps({"__metadata__": {"sha256": _sum(values)}, "logprobs": described}).encode()
+    head += b" " * (-len(head) % 8)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = save({"logprobs": logprobs}, metadata={"sha256": _sum(logprobs)})
-    atomic_bytes(file, content, shared=True)
+    with atomic_file(file, shared=True) as new:
+        new.write(struct.pack("<Q", len(head)) + head)
+        new.write(values.data)
 
 
-def _read(file: Path, count: int) -> Tensor | None:
+def _read(file: Path, ends: np.ndarray) -> Logprobs | None:
     """What is in the cache; None if there is nothing, or not what was written."""
-    from safetensors import SafetensorError, safe_open
-
     if not file.exists():
         return None
     try:
-        with safe_open(file, "pt") as content:
-            logprobs: Tensor = content.get_tensor("logprobs")
-            if len(logprobs) == count and (content.metadata() or {}).get("sha256") == _sum(logprobs):
-                return logprobs
-    except (SafetensorError, OSError) as error:
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            checksum = json.loads(content.read(size))["__metadata__"]["sha256"]
+        values = np.asarray(np.memmap(file, "<f4", "r", 8 + size))
+        if len(values) == ends[-1] and checksum == _sum(values):
+            return Logprobs(values, ends)
+    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
         log.info("%s: %s", file, error)
     log.warning("%s is damaged: the reference's log-probs are computed anew", file)
     return None
 
 
-def _sum(logprobs: Tensor) -> str:
-    return hashlib.sha256(logprobs.contiguous().numpy().tobytes()).hexdigest()
+def _sum(logprobs: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(logprobs).data).hexdigest()
 
 
 @torch.no_grad()
 def _compute(
-    table: Table, reference: LanguagePolicy, batch_tokens: int, progress: Progress | None
-) -> list[Tensor]:
-    logprobs: list[Tensor] = [torch.empty(0)] * len(table.rows)
-    done = 0
+    table: Table, reference: LanguagePolicy, batch_tokens: int, progress: Progress | None, ends: np.ndarray
+) -> np.ndarray:
+    """The log-probs of all responses, [M]."""
+    found, done = room_for(int(ends[-1]), "<f4"), 0
     with reference_mode(reference):
         for chunk in by_prompt(table.rows, batch_tokens):
             sequences = table.sequences(chunk, reference.device)
             values = reference.logprobs(sequences)
             for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):
-                logprobs[row] = line[mask].clone()
+                logprobs = line[mask].numpy()
+                found[ends[row] - len(logprobs) : ends[row]] = logprobs
             done += len(chunk)
             if progress:
                 progress(done, len(table.rows))
-    return logprobs
+    return found
 
 
 def reference_mode(policy: LanguagePolicy) -> AbstractContextManager[None]:
@@ -112,6 +142,5 @@ def _fingerprint(table: Table, policy: LanguagePolicy, more: str) -> str:
     digest = hashlib.sha256(f"{policy.autocast!r} {more}".encode())
     named = policy.model.named_parameters()
     of_weights(digest, ((n, w) for n, w in named if not (policy.has_adapter and "lora_" in n)))
-    for prompt, response in table.rows:
-        digest.update(f"{prompt}|{response}\n".encode())
+    TokenRows.of(table.rows).add_to(digest)
     return digest.hexdigest()[:32]

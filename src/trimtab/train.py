@@ -15,9 +15,10 @@ from torch import Tensor
 
 from trimtab.errors import UserError, check_bounds, check_positive
 from trimtab.feedback.batches import Batch, Table, by_tokens
+from trimtab.feedback.mapped import has_conversations
 from trimtab.feedback.records import Record
 from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, add_mismatched, tokenise
-from trimtab.feedback.views import ViewOptions, convert
+from trimtab.feedback.views import ViewOptions, stream
 from trimtab.methods import Method
 from trimtab.optimisers import load_optimiser, optimiser_state
 from trimtab.policies.base import Trainable
@@ -84,10 +85,9 @@ def make_table(
     views: ViewOptions | None = None,
 ) -> Table:
     """The feedback as the method takes it, tokenised. A conversation without template gets one."""
-    if tokenizer.chat_template is None and any(not isinstance(r.prompt, str) for r in records):
+    if tokenizer.chat_template is None and has_conversations(records):
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-    wanted = convert(list(records), method.data, views or ViewOptions())
-    table = tokenise(wanted, tokenizer, max_length=run.max_length)
+    table = tokenise(stream(records, method.data, views), tokenizer, max_length=run.max_length)
     if method.needs_mismatched:
         add_mismatched(table, run.seed)
     return table

@@ -185,6 +185,27 @@ def test_parquet_files_that_mislead_are_refused(tmp_path: Path, monkeypatch: pyt
     assert refusal(path, data) == f"{path}: it holds 500,000 rows in {len(data):,} bytes, as no feedback does"
 
 
+def test_arrow_files_that_mislead_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of nothing takes no room, however long; a place beyond the text would end the process."""
+    path, batch = tmp_path / "a.arrow", pyarrow.record_batch({"prompt": pyarrow.nulls(500_000)})
+    monkeypatch.setattr(files, "FEW_ROWS", 0)
+    said = refusal(path, arrow(batch))
+    assert said == f"{path}: it holds 500,000 rows in {path.stat().st_size:,} bytes, as no feedback does"
+    twice = pyarrow.record_batch([pyarrow.array(["a"]), pyarrow.array(["b"])], ["prompt", "prompt"])
+    assert refusal(path, arrow(twice)) == f"{path}: it names a column twice; rename one"
+    places = pyarrow.array([0, 10**6, 4], pyarrow.int32()).buffers()[1]
+    beyond = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, places, pyarrow.py_buffer(b"text")])
+    content = arrow(pyarrow.record_batch({"prompt": beyond}))
+    assert refusal(path, content).startswith(f"{path}: cannot read the Arrow file (")
+
+
+def arrow(batch: pyarrow.RecordBatch) -> bytes:
+    buffer = io.BytesIO()
+    with pyarrow.ipc.new_file(buffer, batch.schema) as writer:
+        writer.write_batch(batch)
+    return buffer.getvalue()
+
+
 def test_names_that_no_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refusal("") == "the name of the data is empty; give a file, a folder or a dataset's name"

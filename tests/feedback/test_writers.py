@@ -66,14 +66,13 @@ def test_json_keeps_every_record(tmp_path: Path, kind: Kind, name: str, data: st
     check_round_trip(data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 @pytest.mark.parametrize("kind", ["demonstration", "pair", "ranking", "thumbs", "prompt"])
 @given(data=st.data())
 @ANY
-def test_parquet_keeps_every_record(tmp_path: Path, kind: Kind, data: st.DataObject) -> None:
+def test_tables_keep_every_record(tmp_path: Path, kind: Kind, name: str, data: st.DataObject) -> None:
     prompts = data.draw(st.sampled_from([TEXT, CONVERSATION]))  # one type to a column
-    check_round_trip(
-        data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / "a.parquet"
-    )
+    check_round_trip(data.draw(st.lists(records(kind, prompts), min_size=1, max_size=4)), tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["demonstration", "pair", "thumbs", "prompt"])
@@ -156,7 +155,8 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
 CHAT = Record("demonstration", (Message("user", "p"),), ("a",))
 BAD: list[tuple[str, str, list[Record], str]] = [
     ("a.txt", "trl", [CHAT],
-     "{path}: the name must end in one of .json, .jsonl, .csv, .parquet, .json.gz, .jsonl.gz, .csv.gz"),
+     "{path}: the name must end in one of .json, .jsonl, .csv, .parquet, .json.gz, .jsonl.gz, .csv.gz, "
+     ".arrow"),
     ("a.jsonl", "alpca", [CHAT], "unknown shape 'alpca'; did you mean 'alpaca'?"),
     ("a.csv", "trl", [CHAT],
      "{path}: CSV cannot hold the messages or lists in 'prompt'; write .jsonl or .parquet"),
@@ -183,6 +183,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_no_file(
 
 def test_a_column_of_mixed_types_does_not_go_into_parquet(tmp_path: Path) -> None:
     rows = [Record("prompt", "p", columns={"x": 1}), Record("prompt", "q", columns={"x": "one"})]
-    with pytest.raises(UserError, match=r"a\.parquet: a column mixes types, which Parquet cannot hold"):
-        write(rows, tmp_path / "a.parquet")
+    for name, what in (("a.parquet", "Parquet"), ("a.arrow", "Arrow")):
+        with pytest.raises(UserError, match=f"{name}: a column mixes types, which {what} cannot hold"):
+            write(rows, tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -99,7 +99,7 @@ def _typed(tokenizer: Any, prompts: tuple[str, ...]) -> list[Prompt]:
 def records_of(data: str, most: int) -> list[Record]:
     """The first `most` different prompts of a file; of the built-in example the held-out ones."""
     split = "held_out" if is_built_in(data) else "train"
-    return convert(load_records(data, split=split), "prompt")[:most]
+    return list(convert(load_records(data, split=split), "prompt")[:most])
 
 
 def shown(prompt: Prompt) -> Any:

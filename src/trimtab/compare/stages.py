@@ -80,7 +80,7 @@ class Stages:
                 convert(records, find(config.reward_model.method).data, config.views)
                 convert(held_out, "pair", config.views)
 
-    def _split(self) -> tuple[list[Record], list[Record]]:
+    def _split(self) -> tuple[Sequence[Record], Sequence[Record]]:
         """(train, held out): the records of the data, with no prompt on both sides."""
         records = load_records(self.config.data)
         if is_built_in(self.config.data):
@@ -128,7 +128,7 @@ class Stages:
         return {"records": len(records), "held_out": len(held_out), "kinds": kinds}
 
     def _collect(
-        self, train_records: list[Record], held_out: list[Record]
+        self, train_records: Sequence[Record], held_out: Sequence[Record]
     ) -> tuple[list[Record], list[Record]]:
         """The starting model answers, the reward ranks."""
         stage = self.config.collect
@@ -210,7 +210,7 @@ def rank(asked: Sequence[Record], answers: Sequence[Sequence[str]], reward: Rewa
     return records
 
 
-def _some(prompts: list[Record], count: int) -> list[Record]:
+def _some(prompts: Sequence[Record], count: int) -> list[Record]:
     """At most `count` of them, drawn once and for all."""
     return random.Random(0).sample(prompts, min(count, len(prompts)))
 

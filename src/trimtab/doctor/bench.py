@@ -113,7 +113,7 @@ def make_bench(
     return bench
 
 
-def _few(records: list[Record]) -> list[Record]:
+def _few(records: Rows[Record]) -> list[Record]:
     """FEW records from the shortest to the longest, of different prompts as far as there are."""
     ordered = sorted(records, key=lambda r: sum(map(len, r.responses)) or len(str(r.prompt)))
     last = len(ordered) - 1

@@ -95,7 +95,7 @@ def read_all(name: str, split: str = "train") -> Reading:
     """
     if not is_built_in(name):
         return scan(name, split)
-    return Reading(name, load_records(name, split=split))
+    return Reading(name, list(load_records(name, split=split)))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A batch holds packed sequences and, where a method needs them, the reference's l
 sequences: they are data, computed once.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -11,21 +12,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from trimtab.feedback.compact import Example, Examples, TokenRows
 from trimtab.feedback.records import Kind
 from trimtab.feedback.sequences import Ids, Sequences
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One tokenised piece of feedback: its rows of `Table.rows`, and what was said of them."""
-
-    rows: tuple[int, ...]
-    desirable: bool = False
-    margin: float = 0.0
-    ranks: tuple[int, ...] = ()
-    score: float = 0.0
-    baseline: float = 0.0
-    mismatched: int = -1  # row of this prompt with a response to another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +143,24 @@ class Table:
         rows: (prompt tokens, response tokens) of every distinct sequence.
         examples: the pieces of feedback, naming their rows.
         ref_logprobs: for each row the reference's log-probs of the response, once computed.
+
+    Rows and examples are lists, or what takes less room: TokenRows and Examples.
     """
 
     kind: Kind
-    rows: list[tuple[Ids, Ids]]
-    examples: list[Example]
-    ref_logprobs: list[Tensor] | None = None
+    rows: Sequence[tuple[Ids, Ids]]
+    examples: Sequence[Example]
+    ref_logprobs: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def fingerprint(self) -> str:
+        """Of the rows and the examples, however they are held."""
+        digest = hashlib.sha256()
+        TokenRows.of(self.rows).add_to(digest)
+        Examples.of(self.examples).add_to(digest)
+        return digest.hexdigest()[:32]
 
     def sequences(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Sequences:
         return Sequences.pack([self.rows[row] for row in rows], device)

@@ -1,4 +1,4 @@
-"""Conversions of feedback, each a small function from records of one kind to records of another.
+"""Conversions of feedback, each a small function from records of one kind to records of another, one by one.
 
 What each assumes stands in the table `trimtab.feedback.views.VIEWS`.
 """
@@ -6,12 +6,16 @@ What each assumes stands in the table `trimtab.feedback.views.VIEWS`.
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
+import numpy as np
+
 from trimtab.errors import UserError, nearest
+from trimtab.feedback.mapped import MappedRecords
+from trimtab.feedback.numbers import numbered
 from trimtab.feedback.records import MOST_COMPARED, Kind, Message, Prompt, Record
 
 log = logging.getLogger("trimtab")
@@ -38,7 +42,7 @@ class ViewOptions:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
-Function = Callable[[list[Record], ViewOptions], list[Record]]
+Function = Callable[[Sequence[Record], ViewOptions], Iterable[Record]]
 
 
 def preferred(record: Record, pairs: Literal["all", "adjacent"] = "all") -> Iterator[tuple[int, int]]:
@@ -62,29 +66,38 @@ def by_prompt(records: Sequence[Record]) -> dict[Prompt, list[Record]]:
     return groups
 
 
-def unchanged(records: list[Record], options: ViewOptions) -> list[Record]:
+def groups(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The groups of `by_prompt`, one after the other."""
+    if not isinstance(records, MappedRecords):
+        yield from by_prompt(records).values()
+        return
+    numbers, _ = numbered(records.marks())
+    ordered = iter(records.select(np.argsort(numbers, kind="stable")))
+    for count in np.bincount(numbers).tolist():
+        yield list(islice(ordered, count))
+
+
+def unchanged(records: Sequence[Record], options: ViewOptions) -> Iterable[Record]:
     """The records themselves."""
     return records
 
 
-def prompts(records: list[Record], options: ViewOptions) -> list[Record]:
+def prompts(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """Each prompt once, with the other columns of the first record that has it.
 
     The response of a demonstration goes along as the column `answer`, unless the row has one of that name, so
     that new responses can be compared with it.
     """
-    found = []
-    for first, *_ in by_prompt(records).values():
+    for first, *_ in groups(records):
         answer = {"answer": first.responses[0]} if first.kind == "demonstration" else {}
-        found.append(Record("prompt", first.prompt, source=first.source, columns={**answer, **first.columns}))
-    return found
+        yield Record("prompt", first.prompt, source=first.source, columns={**answer, **first.columns})
 
 
-def demonstrated_turns(records: list[Record], options: ViewOptions) -> list[Record]:
+def demonstrated_turns(records: Sequence[Record], options: ViewOptions) -> Iterable[Record]:
     """The last response of each conversation, or with turns="all" every assistant turn."""
     if options.turns == "last":
         return records
-    return [turn for record in records for turn in _assistant_turns(record)]
+    return (turn for record in records for turn in _assistant_turns(record))
 
 
 def _assistant_turns(record: Record) -> Iterator[Record]:
@@ -96,36 +109,34 @@ def _assistant_turns(record: Record) -> Iterator[Record]:
     yield record
 
 
-def ranking_to_pairs(records: list[Record], options: ViewOptions) -> list[Record]:
+def ranking_to_pairs(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """Every response before every worse one, or only before the next worse."""
-    return [
-        _as(record, "pair", record.responses[better], record.responses[worse])
-        for record in records
-        for better, worse in preferred(record, options.pairs)
-    ]
+    for record in records:
+        for better, worse in preferred(record, options.pairs):
+            yield _as(record, "pair", record.responses[better], record.responses[worse])
 
 
-def ranking_to_thumbs(records: list[Record], options: ViewOptions) -> list[Record]:
+def ranking_to_thumbs(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """Desirable if a response beats more others than beat it, undesirable if fewer; else left out."""
-    found = []
     for record in records:
         for response, rank in zip(record.responses, record.ranks, strict=True):
             balance = sum(other > rank for other in record.ranks) - sum(
                 other < rank for other in record.ranks
             )
             if balance:
-                found.append(_as(record, "thumbs", response, label=balance > 0))
-    return found
+                yield _as(record, "thumbs", response, label=balance > 0)
 
 
-def ranking_to_demonstrations(records: list[Record], options: ViewOptions) -> list[Record]:
+def ranking_to_demonstrations(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """The best response; the first of them if several are."""
-    return [_as(r, "demonstration", r.responses[r.ranks.index(min(r.ranks))]) for r in records]
+    for record in records:
+        yield _as(record, "demonstration", record.responses[record.ranks.index(min(record.ranks))])
 
 
-def ranking_to_scores(records: list[Record], options: ViewOptions) -> list[Record]:
+def ranking_to_scores(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """The share of the other responses that each beats, in [0, 1]; a tie counts half."""
-    return [replace(r, kind="score", ranks=(), scores=tuple(_win_shares(r.ranks))) for r in records]
+    for record in records:
+        yield replace(record, kind="score", ranks=(), scores=tuple(_win_shares(record.ranks)))
 
 
 def _win_shares(ranks: tuple[int, ...]) -> Iterator[float]:
@@ -135,73 +146,72 @@ def _win_shares(ranks: tuple[int, ...]) -> Iterator[float]:
         yield (beaten + tied / 2) / (len(ranks) - 1)
 
 
-def pair_to_rankings(records: list[Record], options: ViewOptions) -> list[Record]:
+def pair_to_rankings(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """A ranking of two."""
-    return [replace(record, kind="ranking", ranks=(0, 1), margin=None) for record in records]
+    for record in records:
+        yield replace(record, kind="ranking", ranks=(0, 1), margin=None)
 
 
-def score_to_rankings(records: list[Record], options: ViewOptions) -> list[Record]:
+def score_to_rankings(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """The responses to one prompt by falling score; neighbours within `tie_within` share a rank."""
-    return [
-        replace(r, kind="ranking", scores=(), ranks=_ranks(r, options)) for r in _compared(records, options)
-    ]
+    return _ranked(groups(records), options)
 
 
-def score_to_pairs(records: list[Record], options: ViewOptions) -> list[Record]:
+def score_to_pairs(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """The pairs of the ranking whose scores differ by at least `min_margin`; the difference is the margin."""
-    found = []
-    for record in _compared(records, options):
+    for record in _compared(groups(records), options):
         ranking = replace(record, kind="ranking", scores=(), ranks=_ranks(record, options))
         for better, worse in preferred(ranking, options.pairs):
             margin = record.scores[better] - record.scores[worse]
             if margin >= options.min_margin:
-                found.append(
-                    _as(record, "pair", *(record.responses[i] for i in (better, worse)), margin=margin)
-                )
-    return found
+                yield _as(record, "pair", *(record.responses[i] for i in (better, worse)), margin=margin)
 
 
-def score_to_thumbs(records: list[Record], options: ViewOptions) -> list[Record]:
+def score_to_thumbs(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """Desirable from `threshold` on, undesirable below."""
     threshold = options.threshold
     if threshold is None:
         raise UserError("thumbs from scores need a threshold: say with threshold which score is good enough")
-    return [
-        _as(record, "thumbs", response, label=score >= threshold)
-        for record in records
-        for response, score in zip(record.responses, record.scores, strict=True)
-    ]
+    for record in records:
+        for response, score in zip(record.responses, record.scores, strict=True):
+            yield _as(record, "thumbs", response, label=score >= threshold)
 
 
-def score_to_demonstrations(records: list[Record], options: ViewOptions) -> list[Record]:
+def score_to_demonstrations(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """Every response from `threshold` on; without a threshold the best of each prompt's responses."""
     if options.threshold is None:
-        best = ((r, r.scores.index(max(r.scores))) for r in _merged(records))
-        return [_as(record, "demonstration", record.responses[n]) for record, n in best]
-    return [_as(r, "demonstration", *r.responses) for r in score_to_thumbs(records, options) if r.desirable]
+        for record in _merged(groups(records)):
+            best = record.scores.index(max(record.scores))
+            yield _as(record, "demonstration", record.responses[best])
+    else:
+        yield from thumbs_to_demonstrations(score_to_thumbs(records, options), options)
 
 
-def thumbs_to_pairs(records: list[Record], options: ViewOptions) -> list[Record]:
+def thumbs_to_pairs(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """Every desirable response to a prompt before every undesirable one to the same prompt."""
     return ranking_to_pairs(thumbs_to_rankings(records, options), options)
 
 
-def thumbs_to_rankings(records: list[Record], options: ViewOptions) -> list[Record]:
+def thumbs_to_rankings(records: Sequence[Record], options: ViewOptions) -> Iterator[Record]:
     """The responses to one prompt: the desirable tie for the best rank, the undesirable for the next."""
-    return score_to_rankings(thumbs_to_scores(records, options), ViewOptions())
+    scored = (list(thumbs_to_scores(group, options)) for group in groups(records))
+    return _ranked(scored, ViewOptions())
 
 
-def thumbs_to_demonstrations(records: list[Record], options: ViewOptions) -> list[Record]:
+def thumbs_to_demonstrations(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """The desirable responses."""
-    return [_as(record, "demonstration", *record.responses) for record in records if record.desirable]
+    for record in records:
+        if record.desirable:
+            yield _as(record, "demonstration", *record.responses)
 
 
-def thumbs_to_scores(records: list[Record], options: ViewOptions) -> list[Record]:
+def thumbs_to_scores(records: Iterable[Record], options: ViewOptions) -> Iterator[Record]:
     """1 for desirable, 0 for undesirable."""
-    return [replace(r, kind="score", desirable=None, scores=(float(bool(r.desirable)),)) for r in records]
+    for record in records:
+        yield replace(record, kind="score", desirable=None, scores=(float(bool(record.desirable)),))
 
 
-def through_ranking(function: Function) -> Function:
+def through_ranking(function: Callable[[Iterable[Record], ViewOptions], Iterator[Record]]) -> Function:
     """A conversion of rankings, for pairs."""
     return lambda records, options: function(pair_to_rankings(records, options), options)
 
@@ -221,31 +231,37 @@ def _as(
     )
 
 
-def _merged(records: list[Record]) -> list[Record]:
+def _ranked(scored: Iterable[list[Record]], options: ViewOptions) -> Iterator[Record]:
+    for record in _compared(scored, options):
+        yield replace(record, kind="ranking", scores=(), ranks=_ranks(record, options))
+
+
+def _merged(scored: Iterable[list[Record]]) -> Iterator[Record]:
     """One score record for each prompt with two responses or more; the others are left out and counted."""
-    groups = by_prompt(records)
-    merged = []
-    for group in groups.values():
+    alone = count = 0
+    for count, group in enumerate(scored, start=1):  # noqa: B007
         responses = tuple(response for record in group for response in record.responses)
         if len(responses) >= 2:
             scores = tuple(score for record in group for score in record.scores)
-            merged.append(replace(group[0], responses=responses, scores=scores))
-    _warn(len(groups) - len(merged), len(groups), "have a single response, which is compared with nothing")
-    return merged
+            yield replace(group[0], responses=responses, scores=scores)
+        alone += len(responses) < 2
+    _warn(alone, count, "have a single response, which is compared with nothing")
 
 
-def _compared(records: list[Record], options: ViewOptions) -> list[Record]:
+def _compared(scored: Iterable[list[Record]], options: ViewOptions) -> Iterator[Record]:
     """The merged records in which some response is better than another."""
-    merged = _merged(records)
-    for record in merged:
+    equal = count = 0
+    for count, record in enumerate(_merged(scored), start=1):  # noqa: B007
         if len(record.responses) > MOST_COMPARED:
             raise UserError(
                 f"{len(record.responses):,} responses to one prompt are too many to compare with each other "
                 f"(at most {MOST_COMPARED:,}); give them the prompts that they answer"
             )
-    differing = [record for record in merged if any(_ranks(record, options))]
-    _warn(len(merged) - len(differing), len(merged), "have responses that are all equally good")
-    return differing
+        if any(_ranks(record, options)):
+            yield record
+        else:
+            equal += 1
+    _warn(equal, count, "have responses that are all equally good")
 
 
 def _ranks(record: Record, options: ViewOptions) -> tuple[int, ...]:

@@ -1,23 +1,24 @@
 """From a file, a folder or a dataset's name to rows, each with its place for error messages."""
 
-import csv
 import gzip
 import re
-import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from io import StringIO
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trimtab.errors import UserError, nearest
 from trimtab.feedback.json_rows import RawRow, array_rows, line_rows
+from trimtab.feedback.mapped import CHUNK
 from trimtab.feedback.records import printable, shown_name
+from trimtab.feedback.text_rows import UTF_16, csv_rows, lines, texts
 from trimtab.hub import hub_answers
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED = (".json.gz", ".jsonl.gz", ".csv.gz")
+ENDINGS = (*FORMATS, *COMPRESSED, ".arrow")
 REJECTED = ".rejected.jsonl"  # the end of the name of files that hold rows left out
 
 # A packed file may be small and never end. Text packs 3 to 20 times, the same long system prompt in every row
@@ -29,6 +30,8 @@ MOST_ROWS_A_BYTE = 100
 FEW_ROWS = 1_000_000
 
 MOST_ENTRIES = 30_000  # below a folder
+
+PART = 2**20  # bytes of a text that are read at once
 
 ARRAY = re.compile(r"\s*\[")
 
@@ -65,12 +68,11 @@ def exists(name: str) -> bool:
 
 
 def file_format(path: Path) -> str:
-    """One of FORMATS or COMPRESSED. Raises UserError for a name that ends otherwise."""
-    name = path.name.lower()
-    for ending in (*COMPRESSED, *FORMATS):
-        if name.endswith(ending):
+    """One of ENDINGS. Raises UserError for a name that ends otherwise."""
+    for ending in ENDINGS:
+        if path.name.lower().endswith(ending):
             return ending
-    raise UserError(f"{shown_name(path)}: the name must end in one of {', '.join((*FORMATS, *COMPRESSED))}")
+    raise UserError(f"{shown_name(path)}: the name must end in one of {', '.join(ENDINGS)}")
 
 
 def _file_rows(path: Path, name: str) -> Iterator[RawRow]:
@@ -79,112 +81,106 @@ def _file_rows(path: Path, name: str) -> Iterator[RawRow]:
         raise UserError(
             f"{shown_name(path)}: it is no regular file"
         )  # nobody knows where a pipe or a device ends
-    if ending == ".parquet":
-        yield from _parquet_rows(path, name)
+    if ending in (".parquet", ".arrow"):
+        yield from (_parquet_rows if ending == ".parquet" else _arrow_rows)(path, name)
         return
-    content = _decode(_contents(path), name)
+    parts = _parts(path)
+    head = b"".join(_until_text(parts))
     if ending.startswith(".csv"):
-        yield from _csv_rows(content, name)
-    elif array := ARRAY.match(content):
+        yield from csv_rows(texts(chain([head], parts), name), name)
+    elif array := ARRAY.match(head.decode("utf-16" if head[:2] in UTF_16 else "utf-8-sig", "ignore")):
+        content = "".join(texts(chain([head], parts), name))  # as one text: it is a single value
         yield from array_rows(content, name, array.end())
     else:
-        yield from line_rows(content, name)
+        yield from line_rows(lines(texts(chain([head], parts), name)), name)
 
 
-def _contents(path: Path) -> bytes:
+def _parts(path: Path) -> Iterator[bytes]:
+    """A file's bytes, unpacked, a megabyte at a time."""
     try:
-        return _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
+        with path.open("rb") as file:
+            is_packed = path.name.lower().endswith(".gz")
+            yield from _unpacked(file, path) if is_packed else iter(lambda: file.read(PART), b"")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown_name(path)}: cannot read the file ({error})") from error
 
 
-def _unpacked(path: Path) -> bytes:
-    parts, size = [], 0
-    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
-        while part := file.read(2**20):
-            parts.append(part)
+def _unpacked(packed: IO[bytes], path: Path) -> Iterator[bytes]:
+    size = 0
+    with gzip.GzipFile(fileobj=packed) as file:
+        while part := file.read(PART):
             size += len(part)
             if size > UNPACKED and size > MOST_PACKED * packed.tell():
                 raise UserError(
                     f"{shown_name(path)}: it unpacks to more than {MOST_PACKED} times its size, as no "
                     "feedback does; if it is meant, unpack it first"
                 )
-    return b"".join(parts)
+            yield part
 
 
-def _decode(data: bytes, name: str) -> str:
-    """Text from UTF-8, or from UTF-16 with its byte order mark."""
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = data[min(error.start, len(data) - 1)]
-        raise UserError(
-            f"{name}:{line}: the file is not UTF-8 text (byte 0x{byte:02x}); save it as UTF-8, "
-            f"for example with iconv -t UTF-8 -f and its encoding"
-        ) from error
-
-
-def _csv_rows(content: str, name: str) -> Iterator[RawRow]:
-    """CSV with a header. A quoted field may span lines; the row's place is its first line."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses fields of more than 128 KiB
-    reader = csv.reader(StringIO(content, newline=""), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for cells in reader:
-            place, line = f"{name}:{line}", reader.line_num + 1
-            if not cells:
-                continue
-            if header is None:
-                header = _header(cells, name)
-            elif len(cells) != len(header):
-                problem = f"the row has {len(cells)} cells, but the header has {len(header)}"
-                yield RawRow(place, cells, problem)
-            else:
-                yield RawRow(place, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{name}:{line}: broken CSV ({error}); fix the file") from error
-
-
-def _header(cells: list[str], name: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if len(set(header)) < len(header):
-        raise UserError(f"{name}:1: the header names a column twice; rename one")
-    return header
+def _until_text(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The first parts, up to one that holds more than white space."""
+    for part in parts:
+        yield part
+        if part.strip():
+            break
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
     import pyarrow.parquet
 
-    number = 0
-    try:
+    with _readable(path, "Parquet file"):
         file = pyarrow.parquet.ParquetFile(path)
-        if problem := _implausible(file, path.stat().st_size):
+        if problem := _implausible(file.schema_arrow.names, file.metadata.num_rows, path.stat().st_size):
             raise UserError(f"{shown_name(path)}: {problem}")
-        for batch in file.iter_batches():
-            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
-                yield RawRow(f"{name}:{number}", row)
+        yield from _batch_rows(file.iter_batches(CHUNK), name)
+
+
+def _arrow_rows(path: Path, name: str) -> Iterator[RawRow]:
+    """Of both forms: the file, and the stream that `datasets` writes."""
+    import pyarrow
+
+    def small_batches() -> Iterator[Any]:
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            if problem := _implausible(reader.schema.names, batch.num_rows, path.stat().st_size):
+                raise UserError(f"{shown_name(path)}: {problem}")
+            batch.validate(full=True)  # what points elsewhere would end the process
+            yield from (batch.slice(start, CHUNK) for start in range(0, batch.num_rows, CHUNK))
+
+    with _readable(path, "Arrow file"):
+        content = pyarrow.memory_map(str(path))
+        is_file = content.read(6) == b"ARROW1"
+        content.seek(0)
+        reader = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(content)
+        yield from _batch_rows(small_batches(), name)
+
+
+@contextmanager
+def _readable(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # on damaged bytes the library fails in ways of its own
-        raise UserError(f"{shown_name(path)}: cannot read the Parquet file ({_first_line(error)})") from error
+        raise UserError(f"{shown_name(path)}: cannot read the {what} ({_first_line(error)})") from error
 
 
-def _implausible(file: Any, size: int) -> str:
-    """What is wrong with a Parquet file of so many bytes, before anything of it is unpacked."""
-    names = file.schema_arrow.names
+def _batch_rows(batches: Iterator[Any], name: str) -> Iterator[RawRow]:
+    rows = (row for batch in batches for row in batch.to_pylist())
+    return (RawRow(f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _implausible(names: list[str], rows: int, size: int) -> str:
+    """What is wrong with so many rows in so many bytes, before any of them is unpacked."""
     if len(set(names)) < len(names):
         return "it names a column twice; rename one"
-    if file.metadata.num_rows > FEW_ROWS + MOST_ROWS_A_BYTE * size:
-        return f"it holds {file.metadata.num_rows:,} rows in {size:,} bytes, as no feedback does"
+    if rows > FEW_ROWS + MOST_ROWS_A_BYTE * size:
+        return f"it holds {rows:,} rows in {size:,} bytes, as no feedback does"
     return ""
 
 
 def _data_files(folder: Path, split: str) -> list[Path]:
     """The data files in a folder, those named after the split if there are any ("train-00000.parquet")."""
-    endings = (*FORMATS, *COMPRESSED)
     try:
         entries = list(islice(folder.rglob("*"), MOST_ENTRIES + 1))
     except OSError as error:
@@ -193,13 +189,13 @@ def _data_files(folder: Path, split: str) -> list[Path]:
         raise UserError(
             f"{shown_name(folder)}: it holds more than {MOST_ENTRIES:,} files; name the one with the data"
         )
-    found = [path for path in sorted(entries) if path.name.lower().endswith(endings)]
+    found = [path for path in sorted(entries) if path.name.lower().endswith(ENDINGS)]
     found = [path for path in found if not path.name.endswith(REJECTED) and not path.name.startswith(".")]
     found = [path for path in found if not path.is_dir()]
     of_split = [path for path in found if split in re.split(r"[._-]", path.name)]
     if not found:
         raise UserError(
-            f"{shown_name(folder)}: the folder holds no data files; their names end in {', '.join(endings)}"
+            f"{shown_name(folder)}: the folder holds no data files; their names end in {', '.join(ENDINGS)}"
         )
     return of_split or found
 
@@ -225,7 +221,7 @@ def _saved_dataset(folder: Path, split: str) -> Iterator[RawRow]:
 
 
 def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
-    if not HUB_NAME.fullmatch(name) or name.lower().endswith((*FORMATS, *COMPRESSED)):
+    if not HUB_NAME.fullmatch(name) or name.lower().endswith(ENDINGS):
         siblings = [path.name for path in islice(Path(name).parent.glob("*"), 21)] if len(name) < 256 else []
         hint = f"; {nearest(Path(name).name, siblings)}" if 0 < len(siblings) <= 20 else ""
         raise UserError(f"{shown_name(name)}: there is no such file or folder{hint}")
@@ -244,9 +240,10 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
     yield from _dataset_rows(loaded, name)
 
 
-def _dataset_rows(dataset: Iterator[Mapping[str, Any]], name: str) -> Iterator[RawRow]:
-    for number, row in enumerate(dataset, start=1):
-        yield RawRow(f"{name}:{number}", dict(row))
+def _dataset_rows(dataset: Any, name: str) -> Iterator[RawRow]:
+    values = (row for batch in dataset.iter(CHUNK) for row in zip(*batch.values(), strict=True))
+    for number, row in enumerate(values, start=1):
+        yield RawRow(f"{name}:{number}", dict(zip(dataset.column_names, row, strict=True)))
 
 
 def _first_line(error: Exception) -> str:

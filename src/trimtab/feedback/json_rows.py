@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -93,10 +93,10 @@ def _is_too_deep(value: Any, text: str, start: int, end: int) -> bool:
     return depth > MOST_DEPTH
 
 
-def line_rows(content: str, name: str) -> Iterator[RawRow]:
+def line_rows(lines: Iterable[str], name: str) -> Iterator[RawRow]:
     """JSON Lines. Lines end with a line feed alone: U+2028 may stand inside of text."""
     decoder = Decoder()
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield _row(f"{name}:{number}", decoder.line(line), decoder.problem)

@@ -3,12 +3,14 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import UserError
 from trimtab.feedback.files import REJECTED, raw_rows
+from trimtab.feedback.mapped import Spill
 from trimtab.feedback.records import Record, shown_name
 from trimtab.feedback.shapes import recognise
 
@@ -47,17 +49,23 @@ def scan(path_or_name: str, split: str = "train") -> Reading:
     folder saved by `datasets`, or a dataset's name on the hub, "name" or "name:configuration".
     Raises UserError if it cannot be read at all, or holds no rows.
     """
+    reading = Reading(path_or_name)
+    _scan(reading, split, reading.records.extend)
+    return reading
+
+
+def _scan(reading: Reading, split: str, keep: Callable[[list[Record]], None]) -> None:
+    """Reads all rows; hands the records over, row by row, and notes the rest."""
     try:
-        return _scan(path_or_name, split)
+        _each(reading, split, keep)
     except MemoryError:
         raise UserError(
-            f"{shown_name(path_or_name)}: it does not fit into memory; cut it into smaller files"
+            f"{shown_name(reading.name)}: it does not fit into memory; cut it into smaller files"
         ) from None
 
 
-def _scan(path_or_name: str, split: str) -> Reading:
-    reading = Reading(path_or_name)
-    for raw in raw_rows(path_or_name, split):
+def _each(reading: Reading, split: str, keep: Callable[[list[Record]], None]) -> None:
+    for raw in raw_rows(reading.name, split):
         try:
             if raw.problem:
                 raise UserError(raw.problem)
@@ -68,10 +76,9 @@ def _scan(path_or_name: str, split: str) -> Reading:
             continue
         reading.shapes[shape.name] += 1
         reading.without_feedback += not records
-        reading.records += records
+        keep(records)
     if not reading.rows:
-        raise UserError(f"{shown_name(path_or_name)}: there are no rows in it")
-    return reading
+        raise UserError(f"{shown_name(reading.name)}: there are no rows in it")
 
 
 def read(
@@ -80,14 +87,16 @@ def read(
     bad_rows: Literal["stop", "skip"] = "stop",
     rejects: Path | None = None,
     split: str = "train",
-) -> list[Record]:
-    """The records of a file, a folder or a dataset (see `scan`).
+) -> Sequence[Record]:
+    """The records of a file, a folder or a dataset (see `scan`): a list, or, of very many, what is mapped.
 
     bad_rows: "stop" raises UserError at the first bad row; "skip" writes the bad rows with their reasons to
     `rejects` (NAME.rejected.jsonl in the current folder if not given) and warns how many there were.
     Raises UserError if no good row is left.
     """
-    reading = scan(path_or_name, split)
+    reading, spill = Reading(path_or_name), Spill()
+    _scan(reading, split, spill.extend)
+    records = spill.done()
     if reading.rejected and bad_rows == "stop":
         first = reading.rejected[0]
         raise UserError(
@@ -102,7 +111,7 @@ def read(
         write_rejected(reading.rejected, target)
         bad = f"{len(reading.rejected)} of {reading.rows} rows are bad and left out"
         log.warning(f"{shown_name(path_or_name)}: {bad}; they and the reasons are in {shown_name(target)}")
-    if not reading.records:
+    if not records:
         reason = f"; the first bad row: {reading.rejected[0].reason}" if reading.rejected else ""
         raise UserError(f"{shown_name(path_or_name)}: none of its {reading.rows} rows holds feedback{reason}")
     if reading.without_feedback:
@@ -110,7 +119,7 @@ def read(
         log.warning(
             f"{shown_name(path_or_name)}: {empty} hold no ranking of two responses or more and yield nothing"
         )
-    return reading.records
+    return records
 
 
 def write_rejected(rejected: list[RejectedRow], path: Path) -> None:

@@ -1,12 +1,12 @@
 """Turns one kind of feedback into another, where that is sound; VIEWS says what each conversion assumes."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trimtab.errors import UserError, nearest
 from trimtab.feedback import conversions
 from trimtab.feedback.conversions import Function, ViewOptions, through_ranking
+from trimtab.feedback.mapped import by_kind, kept
 from trimtab.feedback.records import KINDS, Kind, Record
 
 
@@ -87,30 +87,37 @@ _EMPTY: dict[Kind, str] = {
 }
 
 
-def convert(records: Sequence[Record], to: Kind, options: ViewOptions | None = None) -> list[Record]:
+def convert(records: Sequence[Record], to: Kind, options: ViewOptions | None = None) -> Sequence[Record]:
     """All records as records of the kind `to`; each kind among them is converted by its own rule.
 
+    A list, or, of very many, what is mapped.
     Thumbs and scores are compared within the same prompt; everything else record by record.
     Raises UserError if a conversion is not sound, needs an option, or yields nothing.
     """
+    found = kept(stream(records, to, options))
+    return kept(conversions.prompts(found, ViewOptions())) if to == "prompt" else found
+
+
+def stream(records: Sequence[Record], to: Kind, options: ViewOptions | None = None) -> Iterator[Record]:
+    """What `convert` gives, one by one; of the kind prompt a prompt may come again from another kind."""
     if to not in KINDS:
         raise UserError(f"unknown kind of feedback {to!r}; {nearest(to, KINDS)}")
-    by_kind: dict[Kind, list[Record]] = defaultdict(list)
-    for record in records:
-        by_kind[record.kind].append(record)
-    for kind, of_kind in by_kind.items():
+    of_kinds = by_kind(records)
+    for kind, of_kind in of_kinds.items():
         if (kind, to) not in VIEWS:
             place = f" (the first: {of_kind[0].source})" if of_kind[0].source else ""
             raise UserError(
                 f"{len(of_kind)} of {len(records)} records are of the kind {kind}{place}, which cannot "
                 f"become {to}: {REFUSED[kind]}"
             )
-    chosen = options or ViewOptions()
-    found = [r for kind, of_kind in by_kind.items() for r in VIEWS[kind, to].function(of_kind, chosen)]
-    if not found:
-        kinds = ", ".join(by_kind) or "no"
+    empty = True
+    for kind, of_kind in of_kinds.items():
+        for record in VIEWS[kind, to].function(of_kind, options or ViewOptions()):
+            empty = False
+            yield record
+    if empty:
+        kinds = ", ".join(of_kinds) or "no"
         raise UserError(f"the {len(records)} records ({kinds}) yield no {to} record; {_EMPTY[to]}")
-    return conversions.prompts(found, chosen) if to == "prompt" else found
 
 
 def available(kind: Kind) -> list[Kind]:

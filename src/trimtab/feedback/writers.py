@@ -4,7 +4,8 @@ import csv
 import gzip
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool
 def write(
     records: Sequence[Record], path: str | Path, shape: str = "trl", *, overwrite: bool = False
 ) -> None:
-    """Writes records to a .jsonl, .json, .csv (each also .gz) or .parquet file, whole or not at all.
+    """Writes records to a .jsonl, .json, .csv (each also .gz), .parquet or .arrow file, whole or not at all.
 
     shape: a name in LAYOUTS. "trl" keeps every kind; "sharegpt" and "alpaca" make a user turn of a text
     prompt, and take only the kinds that those shapes know. The row's other columns are kept, unless one
@@ -37,14 +38,13 @@ def write(
         raise UserError(
             f"{shown_name(path)} exists already; choose another name, or pass --overwrite to replace it"
         )
-    rows = [_with_columns(LAYOUTS[shape](record), record) for record in records]
-    if ending == ".parquet":
-        _atomically(path, lambda target: _write_parquet(rows, target, path))
+    rows = (_with_columns(LAYOUTS[shape](record), record) for record in records)
+    if ending in (".parquet", ".arrow"):
+        table = _arrow(list(rows), path)
+        _atomically(path, lambda target: _write_table(table, target, path))
     else:
-        text = _csv(rows, path) if ending.startswith(".csv") else _json(rows, ending)
-        # Without a time stamp the same records give the same bytes.
-        data = gzip.compress(text.encode(), mtime=0) if ending.endswith(".gz") else text.encode()
-        _atomically(path, lambda target: target.write_bytes(data))
+        text = [_csv(list(rows), path)] if ending.startswith(".csv") else _json(rows, ending)
+        _atomically(path, lambda target: _write_text(text, target, ending))
 
 
 def trl(record: Record) -> Row:
@@ -151,11 +151,26 @@ def _is_of(row: Row, shape: Shape) -> bool:
         return False
 
 
-def _json(rows: list[Row], ending: str) -> str:
-    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+def _json(rows: Iterable[Row], ending: str) -> Iterator[str]:
+    """The text in parts: rows need not be in memory together."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
     if ending.startswith(".jsonl"):
-        return "".join(line + "\n" for line in lines)
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+        yield from (line + "\n" for line in lines)
+        return
+    yield "[\n" + next(lines, "")
+    yield from (",\n" + line for line in lines)
+    yield "\n]\n"
+
+
+def _write_text(parts: Iterable[str], target: Path, ending: str) -> None:
+    with target.open("wb") as file:
+        # without a time stamp and a name the same records give the same bytes
+        packed = (
+            gzip.GzipFile("", "wb", fileobj=file, mtime=0) if ending.endswith(".gz") else nullcontext(file)
+        )
+        with packed as stream:
+            for part in parts:
+                stream.write(part.encode())
 
 
 def _csv(rows: list[Row], path: Path) -> str:
@@ -191,19 +206,37 @@ def _column_names(rows: list[Row], path: Path) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _write_parquet(rows: list[Row], target: Path, path: Path) -> None:
+def _arrow(rows: list[Row], path: Path) -> Any:
+    """The rows as Arrow's table."""
+    import pyarrow
+
+    names = _column_names(rows, path)
+    try:
+        return pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    except (pyarrow.ArrowException, OverflowError) as error:  # the latter for whole numbers of over 64 bits
+        raise _no_type(path, error) from error
+
+
+def _no_type(path: Path, error: Exception) -> UserError:
+    what = "Arrow" if path.name.lower().endswith(".arrow") else "Parquet"
+    return UserError(
+        f"{shown_name(path)}: a column mixes types, which {what} cannot hold, or has no type there "
+        f"({_one_line(error)}); write .jsonl"
+    )
+
+
+def _write_table(table: Any, target: Path, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    names = _column_names(rows, path)
-    full = [{name: row.get(name) for name in names} for row in rows]
+    if path.name.lower().endswith(".arrow"):
+        with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        return
     try:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full), target)
-    except (pyarrow.ArrowException, OverflowError) as error:  # the latter for whole numbers of over 64 bits
-        raise UserError(
-            f"{shown_name(path)}: a column mixes types, which Parquet cannot hold, or has no type there "
-            f"({_one_line(error)}); write .jsonl"
-        ) from error
+        pyarrow.parquet.write_table(table, target)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise _no_type(path, error) from error
     try:
         pyarrow.parquet.ParquetFile(target).close()
     except (pyarrow.ArrowException, OSError) as error:
