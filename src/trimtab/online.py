@@ -75,6 +75,7 @@ class OnlineTraining:
     Attributes:
         refresh: how many lie behind.
         work: the collection in use; None between two.
+        made_ahead: passes for the first update, in the policy's hands.
         intact: `state` can be taken, even after an error: no collection that cannot be repeated is under way.
     """
 
@@ -93,6 +94,7 @@ class OnlineTraining:
         self.generator = torch.Generator().manual_seed(run.seed)
         self.coefficients = method.coefficients()
         self.parameters = policy.parameters()
+        self.made_ahead: list[Any] = getattr(policy, "made_ahead", [])
         self.refresh = 0
         self.work: Work | None = None
         self.intact = True
@@ -118,6 +120,8 @@ class OnlineTraining:
             start = time.perf_counter() - self.work.seconds
             for _ in self.learner.update(self.work):
                 self.work.seconds = time.perf_counter() - start
+                if self.work.behind:  # the weights are others now
+                    self.made_ahead.clear()
                 yield None
             self.work.seconds = time.perf_counter() - start
             yield self._finished(self.work)
@@ -141,11 +145,25 @@ class OnlineTraining:
         drawn = (self.run, self.generator, learner.room.size)
         plans = [plan_of(rollout, *drawn) for _ in range(self.epochs)]
         while True:
+            self.made_ahead.clear()
+            ahead = self._ahead(rollout, plans[0][0])
             try:
-                return plans, *_evaluated(self.policy, self.reference, rollout, plans[0])
+                return plans, *_evaluated(self.policy, self.reference, rollout, plans[0], ahead)
             except ERRORS as error:
                 learner.halve(error, [rollout])
             plans = recut(plans, rollout, learner.room.size)
+
+    def _ahead(self, rollout: Rollout, first: Parts) -> int:
+        """Of how many parts of the first update the pass is kept: no more tokens than are read at once.
+
+        Old log-probs come from the pass that the first update would make once more, with the same weights;
+        a step on the whole collection, before the first update, moves them.
+        """
+        whole_step = getattr(self.method.whole_step, "__func__", None)
+        if whole_step is not OnlineMethod.whole_step or not hasattr(self.policy, "evaluate_ahead"):
+            return 0
+        tokens = torch.stack([rollout.inputs.lengths[rows].sum() for rows in first]).cumsum(0)
+        return int((tokens <= self.learner.room.size).sum())
 
     def _finished(self, work: Work) -> Refresh:
         """What came of a collection, once its last update is made."""
@@ -182,6 +200,7 @@ class OnlineTraining:
         """Goes on from what `state` gave, as if it had never stopped."""
         source: Any = self.source
         load_parameters(self.parameters, state["parameters"])
+        self.made_ahead.clear()
         self.learner.load(state["learner"])
         self.generator.set_state(state["generator"])
         self.coefficients, self.refresh = state["coefficients"], state["refresh"]
@@ -201,13 +220,17 @@ def train_online(
 
 @torch.no_grad()
 def _evaluated(
-    policy: Any, reference: Reference | None, rollout: Rollout, plan: list[Parts]
+    policy: Any, reference: Reference | None, rollout: Rollout, plan: list[Parts], ahead: int
 ) -> tuple[Rollout, dict[str, float]]:
     """The rollout with log-probs, reference log-probs and values, of answers in the parts of the first epoch.
 
     Old answers keep the log-probs of the policy that wrote them. Those of new ones are computed by the
     training's own forward pass, not taken from the sampling, so that the first ratio is exactly 1; how
     far the two differ is reported, if the sampling recorded any.
+
+    Args:
+        ahead: how many parts the first update need not compute again. They come last: what they keep for
+            the backward pass then stands beside nothing else.
     """
     found: dict[str, Tensor] = {}
 
@@ -215,16 +238,21 @@ def _evaluated(
         whole = found.setdefault(name, values.new_zeros(rollout.mask.shape))
         whole[rows, : values.shape[1]] = values
 
-    parts = [rows for parts in plan for rows in parts]
-    for rows in [torch.arange(rollout.size)] if rollout.inputs.separable else parts:
-        inputs = rollout.inputs.select(rows)
-        out: Evaluation = policy.evaluate(inputs)
-        put("old_logprobs", rows, out.logprobs)
+    if rollout.inputs.separable:
+        parts = [torch.arange(rollout.size)]
+    else:
+        parts = [rows for parts in plan for rows in parts]
+    inputs = [rollout.inputs.select(rows) for rows in parts]
+    if reference is not None:
+        for rows, read in zip(parts, inputs, strict=True):
+            put("ref_logprobs", rows, reference(read))
+    for place in reversed(range(len(parts))):
+        evaluate = policy.evaluate_ahead if place < ahead else policy.evaluate
+        out: Evaluation = evaluate(inputs[place])
+        put("old_logprobs", parts[place], out.logprobs)
         if out.values is not None:
-            put("values", rows, out.values)
-            put("next_values", rows, out.next_values)
-        if reference is not None:
-            put("ref_logprobs", rows, reference(inputs))
+            put("values", parts[place], out.values)
+            put("next_values", parts[place], out.next_values)
     if rollout.old_logprobs is None:
         return replace(rollout, **found), {}
     new = rollout.mask & rollout.fresh[:, None]

@@ -11,7 +11,7 @@ from tests.models import causal_model, letter_tokenizer, policy, random_rows
 from trimtab.errors import UserError
 from trimtab.feedback.sequences import Sequences
 from trimtab.policies.language import LanguagePolicy
-from trimtab.rollouts.generate import Sampling, generate
+from trimtab.rollouts.generate import Sampling, _at, _passed, generate
 
 PROMPTS = [prompt for prompt, _ in random_rows(6, seed=2)]
 
@@ -105,6 +105,26 @@ def test_frequencies_match_the_models_probabilities(temperature: float) -> None:
         total = sum(expected)  # 1 up to rounding, which chisquare wants exactly
         assert chisquare(observed, [e / total * count for e in expected]).pvalue > 1e-3
         assert chisquare(observed, [count / len(responses)] * len(responses)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("vocabulary", [5, 128, 300, 384])  # within one block of 128, one, with a rest, whole
+def test_every_share_of_the_whole_falls_to_the_token_that_holds_it(vocabulary: int) -> None:
+    """Whole numbers as masses, one row of tokens each: share (k + 1/2) / total is the k-th of them."""
+    masses = torch.randint(0, 4, (1, vocabulary), generator=torch.Generator().manual_seed(vocabulary))
+    masses[:, [0, -1]], masses[:, 2] = 0, 1
+    held = torch.arange(vocabulary).repeat_interleave(masses[0])
+    shares = (torch.arange(len(held)) + 0.5) / len(held)
+    rows = masses.float().expand(len(held), -1).contiguous()
+    assert torch.equal(_at(rows, shares[:, None]), held)
+    ends = torch.tensor([[0.0], [1 - 2.0**-24]])  # the least and the most that torch.rand gives
+    assert _at(rows[:2], ends).tolist() == [int(held[0]), int(held[-1])]
+
+
+@pytest.mark.parametrize("point", [-1e-9, 0.0, 0.5, 1.0, 2.0])
+def test_where_nothing_is_nothing_is_found_whatever_the_rounding(point: float) -> None:
+    """All mass stands at the third of four places; a difference of sums may fall below it, or beyond."""
+    running = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    assert _passed(running, torch.tensor([[point]])).item() == 2
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -1,7 +1,7 @@
 """Actor and critic of a language model: log-probs, entropy and values of the same sequences."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -88,6 +88,9 @@ class ActorCritic:
 
     Args:
         temperature: of sampling, and so of every log-prob here.
+
+    Attributes:
+        made_ahead: what `evaluate_ahead` gave and nobody has taken yet. Who moves the weights clears it.
     """
 
     family = CATEGORICAL
@@ -98,6 +101,7 @@ class ActorCritic:
         self.critic = critic
         self.temperature = temperature
         self.tokenizer = actor.tokenizer
+        self.made_ahead: list[tuple[Sequences, Evaluation]] = []
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +131,26 @@ class ActorCritic:
 
     def evaluate(self, inputs: Sequences, *, entropy: bool = False) -> Evaluation:
         """Log-probs, entropy if asked for, and values if there is a critic: each [S, R]."""
+        made = self._taken(inputs) if torch.is_grad_enabled() else None
+        return self._evaluated(inputs, entropy) if made is None or entropy else made
+
+    @torch.enable_grad()
+    def evaluate_ahead(self, inputs: Sequences) -> Evaluation:
+        """As `evaluate`, which takes this very pass, graph and all, when next asked for these sequences."""
+        made = self._evaluated(inputs, entropy=False)
+        self.made_ahead.append((inputs, made))
+        return made
+
+    def _taken(self, inputs: Sequences) -> Evaluation | None:
+        """That of these sequences, once; where there is none, what waits is let go of."""
+        for place, (known, made) in enumerate(self.made_ahead):
+            if all(torch.equal(getattr(known, f.name), getattr(inputs, f.name)) for f in fields(Sequences)):
+                del self.made_ahead[place]
+                return made
+        self.made_ahead.clear()
+        return None
+
+    def _evaluated(self, inputs: Sequences, entropy: bool) -> Evaluation:
         actor, spread = self.actor, ABSENT
         with actor.autocasting():
             hidden = actor.trunk.hidden(inputs)
