@@ -95,9 +95,13 @@ class Peer:
         self.learner.train = lambda: None
         recorder = Recorder()
         self.learner.learn(EVERYTHING, callback=recorder)
+        self.keep(recorder.steps)
+
+    def keep(self, recorded: list[dict[str, Any]]) -> None:
+        """Takes the steps of a collection, and what the learner's buffer holds of them."""
         names = ("observations", "actions", "rewards", "values", "log_probs", "advantages", "returns")
         self.buffer = {name: getattr(self.learner.rollout_buffer, name).copy() for name in names}
-        self.recorded = recorder.steps
+        self.recorded = recorded
         self.rollout = Rollout(
             **_tensors([self._row(number) for number in range(ENVS)]),
             old_logprobs=ABSENT,
