@@ -20,7 +20,7 @@ from trimtab.terminal import console
 HELP = """usage: trimtab data show FILE
        trimtab data convert FILE OUT [--to KIND] [--shape SHAPE]
 
-FILE is JSON, JSONL, CSV or Parquet (each also .gz), a folder, a hub name, or reviews.
+FILE is JSON, JSONL, CSV (each also .gz), Parquet or Arrow, a folder, a hub name, or reviews.
 """
 
 
