@@ -65,3 +65,13 @@ def test_a_pass_that_nobody_took_is_forgotten_when_the_weights_have_moved() -> N
     assert len(policy.made_ahead) == 2
     assert next(events) is None  # the first update
     assert training.work.behind == 1 and not policy.made_ahead
+
+
+@pytest.mark.parametrize(("bonus", "kept"), [(0.0, True), (0.1, False)])
+def test_nothing_is_made_ahead_for_a_method_that_wants_entropies(bonus: float, kept: bool) -> None:
+    policy = learner()
+    training = train_online(
+        find("ppo")(entropy_bonus=bonus), policy, source(policy), OnlineConfig(refreshes=1)
+    )
+    assert next(training.events()) is None  # the collection
+    assert bool(policy.made_ahead) is kept

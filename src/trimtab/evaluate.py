@@ -77,7 +77,7 @@ def _log_ratios(
     if reference is None and not policy.has_adapter:
         return None
     values: dict[int, float] = {}
-    for chunk in by_prompt(rows, 8192):
+    for chunk in by_prompt(rows, 8192, shared=policy.trunk.shares):
         sequences = Sequences.pack([rows[i] for i in chunk], policy.device)
         mine = policy.logprobs(sequences)
         with reference_mode(reference or policy):

@@ -99,6 +99,8 @@ def _read(file: Path, ends: np.ndarray) -> Logprobs | None:
     try:
         with file.open("rb") as content:
             (size,) = struct.unpack("<Q", content.read(8))
+            if size > file.stat().st_size:
+                raise ValueError("its head is longer than the file")
             checksum = json.loads(content.read(size))["__metadata__"]["sha256"]
         values = np.asarray(np.memmap(file, "<f4", "r", 8 + size))
         if len(values) == ends[-1] and checksum == _sum(values):
@@ -120,7 +122,7 @@ def _compute(
     """The log-probs of all responses, [M]."""
     found, done = room_for(int(ends[-1]), "<f4"), 0
     with reference_mode(reference):
-        for chunk in by_prompt(table.rows, batch_tokens):
+        for chunk in by_prompt(table.rows, batch_tokens, shared=reference.trunk.shares):
             sequences = table.sequences(chunk, reference.device)
             values = reference.logprobs(sequences)
             for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):

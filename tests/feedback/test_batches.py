@@ -182,3 +182,10 @@ def test_equal_prompts_meet_in_a_batch_and_count_once() -> None:
     assert list(by_prompt(rows, 100)) == [[1, 4, 0, 2], [5], [3]]
     assert list(by_prompt(rows, 1000)) == [[1, 4, 0, 2, 5, 3]]
     assert list(by_prompt([], 100)) == []
+    # unshared: 14 and 15 of b, 55 and 56 of a, 90, 120
+    assert list(by_prompt(rows, 100, shared=False)) == [[4, 1, 0], [2], [5], [3]]
+
+
+def test_many_answers_to_one_prompt_are_parted_where_they_would_be_too_much_with_it_each() -> None:
+    # with the prompt in each, n rows have 52 n tokens: at most 2 x 100, so three at once
+    assert list(by_prompt([([1] * 50, [0] * 2)] * 7, 100)) == [[6], [0, 1, 2], [3, 4, 5]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pandas import Timestamp
 from tests import tiny
 from tests.models import letter_tokenizer
 
@@ -45,6 +46,8 @@ ODD = {
     "nested": {"a": [1, None, 2.5, {"deep": b"\xff"}]},
     "none": None,
     "lone": "\ud800",
+    "$trimtab": ["date", "of one's own"],
+    "exact": Timestamp("2020-01-02T03:04:05.000000007"),
 }
 OF_EACH_KIND = [
     Record("pair", "p", ("good", "bad"), margin=0.25, source="a.jsonl:1", columns=ODD),
@@ -82,8 +85,9 @@ def test_records_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_column_of_a_strange_type_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="a value of type complex"):
-        on_disk([Record("demonstration", "p", ("a",), columns={"number": 1j})], monkeypatch)
+    strange = Record("demonstration", "p", ("a",), columns={"number": 1j}, source="a.jsonl:7")
+    with pytest.raises(UserError, match=r"^a\.jsonl:7: a column holds a value of type complex"):
+        on_disk([strange], monkeypatch)
 
 
 def test_records_are_found_by_place_slice_and_choice(monkeypatch: pytest.MonkeyPatch) -> None:

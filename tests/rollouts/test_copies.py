@@ -94,3 +94,32 @@ def test_a_vectorised_form_is_taken_where_it_is_worth_it() -> None:
     assert kinds == {1: "Copies", 7: "Copies", 8: "CartPoleVectorEnv", 9: "CartPoleVectorEnv"}
     assert type(make_environments(NATIVE, 1)).__name__ == "ScriptedVector"
     assert type(make_environments("Pendulum-v1", 9)).__name__ == "Copies"
+
+
+class Mistaken(gymnasium.Env[Any, Any]):
+    """Images of whole numbers, it says; but its numbers lie between 0 and 1."""
+
+    shown: Any = None
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (2,), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(2, np.uint8), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.shown, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(("shown", "error"), [([0.5, 0.7], TypeError), ([[1], [2], [3]], ValueError)])
+def test_observations_that_are_none_of_the_space_are_refused_as_gymnasium_does(
+    shown: Any, error: Any
+) -> None:
+    for form in (Copies, SyncVectorEnv):
+        envs = form([Mistaken] * 2, copy=False)
+        envs.reset()
+        for env in envs.envs:
+            env.shown = np.array(shown, np.uint8 if error is ValueError else np.float64)
+        with pytest.raises(error):
+            envs.step(np.zeros(2, int))

@@ -234,3 +234,9 @@ def test_no_prompts_no_responses() -> None:
 def test_a_model_without_key_value_cache_is_refused() -> None:
     with pytest.raises(UserError, match="MambaForCausalLM has no key-value cache"):
         generate(policy("Mamba"), PROMPTS, Sampling(max_new_tokens=2))
+
+
+def test_numbers_that_are_none_give_some_token_and_no_error() -> None:
+    """The loss says what is wrong, and what to do."""
+    masses = torch.full((2, 300), torch.nan)
+    assert _at(masses, torch.tensor([[0.0], [0.9]])).tolist() == [299, 299]

@@ -208,18 +208,30 @@ def by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def by_prompt(rows: Sequence[tuple[Ids, Ids]], most: int) -> Iterator[list[int]]:
-    """Batches of at most so many tokens (or one row) in which equal prompts meet: they are read once."""
+def by_prompt(rows: Sequence[tuple[Ids, Ids]], most: int, *, shared: bool = True) -> Iterator[list[int]]:
+    """Batches in which equal prompts meet, which are read once, or of like length if they are not `shared`.
+
+    So many tokens are read at once, or one row; with every prompt counted in each of its rows, twice as many:
+    hidden states, and keys while attention works, are there for each row.
+    """
     groups: list[list[int]] = []
-    sizes: list[int] = []  # tokens that are read
+    tokens: list[tuple[int, int]] = []  # of a group's prompt, and of its responses together
     of_prompt: dict[int, int] = {}  # hash of a prompt -> its last group
+
+    def size(prompt: int, responses: int, count: int) -> int:
+        return max(prompt + responses, (count * prompt + responses + 1) // 2)
+
     for row, (prompt, response) in enumerate(rows):
-        place = of_prompt.get(key := hash(tuple(prompt)))
-        if place is None or sizes[place] + len(response) > most:
-            place = of_prompt[key] = len(groups)
+        place = of_prompt.get(key := hash(tuple(prompt))) if shared else None
+        joined = len(response) + (0 if place is None else tokens[place][1])
+        if place is None or size(len(prompt), joined, len(groups[place]) + 1) > most:
+            place, joined = len(groups), len(response)
             groups.append([])
-            sizes.append(len(prompt))
+            tokens.append((0, 0))
+            if shared:
+                of_prompt[key] = place
         groups[place].append(row)
-        sizes[place] += len(response)
+        tokens[place] = len(prompt), joined
+    sizes = [size(*of, len(group)) for of, group in zip(tokens, groups, strict=True)]
     for places in by_tokens(sizes, most):
         yield [row for place in places for row in groups[place]]

@@ -1,5 +1,6 @@
 """From texts to tokens, many at once: chat templates, the boundary of prompt and response, the end token."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from trimtab.feedback.sequences import Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("trimtab")
 
 # For conversations with a tokenizer that has no template: the transcript form of HH-RLHF (Bai et al. 2022).
 PLAIN_CHAT_TEMPLATE = (  # line breaks stand in expressions: after a block they would be trimmed
@@ -161,9 +164,12 @@ def _rendered(
     settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": open_turn}
     settings["chat_template"] = None if tokenizer.chat_template else PLAIN_CHAT_TEMPLATE
     try:
-        return list(map(str, tokenizer.apply_chat_template(turns, **settings))) if turns else []
-    except Exception:  # one of them is refused, or they must come one by one
-        return [_rendered_alone(tokenizer, of_talk, settings) for of_talk in turns]
+        found = tokenizer.apply_chat_template(turns, **settings) if turns else []
+        if isinstance(found, list) and len(found) == len(turns):
+            return list(map(str, found))
+    except Exception as error:  # one of them is refused, or they must come one by one
+        log.debug("conversations are rendered one by one: %s", error)
+    return [_rendered_alone(tokenizer, of_talk, settings) for of_talk in turns]
 
 
 def _rendered_alone(tokenizer: Any, turns: list[dict[str, str]], settings: dict[str, Any]) -> str:

@@ -241,9 +241,13 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
 
 
 def _dataset_rows(dataset: Any, name: str) -> Iterator[RawRow]:
-    values = (row for batch in dataset.iter(CHUNK) for row in zip(*batch.values(), strict=True))
-    for number, row in enumerate(values, start=1):
-        yield RawRow(f"{name}:{number}", dict(zip(dataset.column_names, row, strict=True)))
+    # a saved format may leave columns out, or put them in another order than `column_names`
+    rows = (
+        dict(zip(batch, row, strict=True))
+        for batch in dataset.iter(CHUNK)
+        for row in zip(*batch.values(), strict=True)
+    )
+    return (RawRow(f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _first_line(error: Exception) -> str:

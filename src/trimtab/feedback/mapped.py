@@ -192,7 +192,7 @@ def _batch(records: Sequence[Record]) -> Any:
             r.prompt if isinstance(r.prompt, str) else None,
             [] if isinstance(r.prompt, str) else [s for turn in r.prompt for s in (turn.role, turn.content)],
             r.responses, r.ranks, r.scores, r.desirable, r.margin, r.source,
-            to_json(r.columns) if r.columns else None,
+            to_json(r.columns, r.source) if r.columns else None,
         )
         for r in records
     ]  # fmt: skip

@@ -39,6 +39,11 @@ class Trunk:
     def device(self) -> torch.device:
         return self.hf.device
 
+    @property
+    def shares(self) -> bool:
+        """Whether equal prompts are read once."""
+        return self.packed and self.shared
+
     def without(self, techniques: Iterable[str]) -> None:
         """Leaves out techniques, by their names in TECHNIQUES: slower, and in fp32 the same numbers."""
         for name in techniques:

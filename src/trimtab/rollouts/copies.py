@@ -28,5 +28,14 @@ class Copies(SyncVectorEnv):
                 result = env.step(action)
                 self._env_obs[number], rewards[number], terminated[number], truncated[number], _ = result
         self._autoreset_envs = terminated | truncated
-        observations = np.array(self._env_obs, dtype=self.single_observation_space.dtype)
-        return observations, rewards, terminated, truncated, {}
+        return self._together(), rewards, terminated, truncated, {}
+
+    def _together(self) -> NDArray[Any]:
+        """The observations [E, ...]. Raises TypeError or ValueError if they are none of the space's."""
+        space = self.single_observation_space
+        shown: list[Any] = self._env_obs
+        found = np.array(shown)
+        if found.dtype != space.dtype or found.shape[1:] != space.shape:  # slower, with numpy's checks
+            found = np.empty((self.num_envs, *(space.shape or ())), space.dtype)
+            np.stack(shown, out=found)
+        return found

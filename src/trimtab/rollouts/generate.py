@@ -173,13 +173,17 @@ def _at(masses: Tensor, share: Tensor) -> Tensor:
     tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
     last = masses.shape[1] - 1
     within = masses.gather(-1, tokens.clamp(max=last)).masked_fill_(tokens > last, 0.0)
-    return tokens.gather(-1, _passed(within.cumsum(-1), rest))[:, 0]
+    return tokens.gather(-1, _passed(within.cumsum(-1), rest))[:, 0].clamp(max=last)
 
 
 def _passed(running: Tensor, point: Tensor) -> Tensor:
-    """The first place whose running sum is above the point, [B, 1]; whatever the rounding, one with mass."""
+    """The first place whose running sum is above the point, [B, 1]; whatever the rounding, one with mass.
+
+    Of sums that are no numbers the last: the loss will show what is wrong.
+    """
     below_all = running[:, -1:] * (1 - torch.finfo(running.dtype).eps)
-    return torch.searchsorted(running, point.clamp(min=0).minimum(below_all), right=True)
+    place = torch.searchsorted(running, point.clamp(min=0).minimum(below_all), right=True)
+    return place.clamp(max=running.shape[1] - 1)
 
 
 def _kept(probs: Tensor, sampling: Sampling) -> Tensor:

@@ -156,7 +156,8 @@ class RewardModelReward:
         texts = list(zip(prompts, responses, strict=True))
         rows = encode(texts, self.model.tokenizer, max_length=self.max_length)
         scores: dict[int, float] = {}
-        for chunk in by_prompt(rows, self.batch_tokens):
+        trunk = getattr(self.model, "trunk", None)
+        for chunk in by_prompt(rows, self.batch_tokens, shared=trunk is None or trunk.shares):
             values = self.model.scores(Sequences.pack([rows[i] for i in chunk], self.model.device))
             scores.update(zip(chunk, values.tolist(), strict=True))
         return [scores[i] for i in range(len(rows))]
