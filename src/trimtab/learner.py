@@ -129,9 +129,8 @@ class Learner:
     def update(self, work: Work) -> Iterator[None]:
         """What is left of the epochs on a collection; stops after each step, where `state` can be taken."""
         if work.first is None:
-            step = self.method.whole_step
-            is_there = getattr(step, "__func__", None) is not OnlineMethod.whole_step
-            work.first = step(self.policy, work.whole()) if is_there else {}
+            wanted = self.method.has_whole_step
+            work.first = self.method.whole_step(self.policy, work.whole()) if wanted else {}
             yield
         with self._resting():
             yield from self._epochs(work)

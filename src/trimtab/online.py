@@ -159,10 +159,8 @@ class OnlineTraining:
         Old log-probs come from the pass that the first update would make once more, with the same weights;
         a step on the whole collection, before the first update, moves them. Entropies are not among them.
         """
-        whole_step = getattr(self.method.whole_step, "__func__", None)
-        if whole_step is not OnlineMethod.whole_step or not hasattr(self.policy, "evaluate_ahead"):
-            return 0
-        if getattr(self.method, "entropy_bonus", 0.0) > 0:
+        wants_entropy = getattr(self.method, "entropy_bonus", 0.0) > 0
+        if self.method.has_whole_step or wants_entropy or not hasattr(self.policy, "evaluate_ahead"):
             return 0
         tokens = torch.stack([rollout.inputs.lengths[rows].sum() for rows in first]).cumsum(0)
         return int((tokens <= self.learner.room.size).sum())

@@ -72,12 +72,14 @@ def found(bench: Bench, check: str) -> Finding:
     return finding
 
 
-def is_error(finding: Finding, *words: str, level: str = "error") -> None:
+def is_error(finding: Finding, *words: str, level: str = "error") -> bool:
+    """True; where anything is otherwise, its own assertion says what."""
     assert finding.level == level
     assert finding.advice
     assert not finding.values["distance"] <= finding.values["tolerance"]
     for word in words:
         assert word in f"{finding.said} {finding.advice}"
+    return True
 
 
 @pytest.mark.parametrize(
@@ -146,9 +148,9 @@ def test_a_model_that_ignores_positions_fails_padding(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         bench.model.trunk.decoder, "forward", lambda position_ids=None, **rest: forward(**rest)
     )
-    is_error(found(bench, "left and right padding"), "left", "--generate-batch 1", level="warning")
+    assert is_error(found(bench, "left and right padding"), "left", "--generate-batch 1", level="warning")
     online = replace(bench, method=find("grpo")())
-    is_error(found(online, "left and right padding"), "left", "--generate-batch 1")
+    assert is_error(found(online, "left and right padding"), "left", "--generate-batch 1")
 
 
 def test_a_model_that_sees_padding_on_the_right_fails_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +167,7 @@ def test_a_model_that_sees_padding_on_the_right_fails_padding(monkeypatch: pytes
 
     monkeypatch.setattr(decoder, "forward", mixing)
     bench.model.trunk.packed = False
-    is_error(found(bench, "left and right padding"), "right", "--batch-tokens 1")
+    assert is_error(found(bench, "left and right padding"), "right", "--batch-tokens 1")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_attention_that_leaks_between_packed_rows_is_found(
     assert found(bench, "packed and alone").level == "ok"
     monkeypatch.setattr(packing, "attend", leaking)
     monkeypatch.setattr("trimtab.policies.trunk.attend", leaking)
-    is_error(found(bench, "packed and alone"), "--without packing")
+    assert is_error(found(bench, "packed and alone"), "--without packing")
 
 
 def test_a_model_that_runs_padded_skips_what_is_about_packing() -> None:
@@ -215,14 +217,14 @@ def test_a_prompt_that_is_not_the_one_read_first_is_found(monkeypatch: pytest.Mo
         return replace(made, slots=(made.slots + 1).clamp(max=len(made.read) - 1)) if shared else made
 
     monkeypatch.setattr(packing.Packing, "of", shifted)
-    is_error(found(bench, "shared prompts"), "--without shared-prompts")
+    assert is_error(found(bench, "shared prompts"), "--without shared-prompts")
 
 
 def test_a_fused_pass_that_forgets_a_weight_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of("Qwen3")
     assert found(bench, "fused pass").level == "ok"
     bench.model.trunk.decoder.layers[1].mlp.register_forward_hook(lambda module, inputs, out: 1.1 * out)
-    is_error(found(bench, "fused pass"), "--without fused")
+    assert is_error(found(bench, "fused pass"), "--without fused")
 
 
 def test_a_model_that_bf16_rounds_away_is_found() -> None:
@@ -230,7 +232,7 @@ def test_a_model_that_bf16_rounds_away_is_found() -> None:
     assert found(bench, "bf16 and fp32").level == "ok"
     with torch.no_grad():
         bench.model.trunk.hf.get_output_embeddings().weight.mul_(30)
-    is_error(found(bench, "bf16 and fp32"), "--precision fp32", level="warning")
+    assert is_error(found(bench, "bf16 and fp32"), "--precision fp32", level="warning")
 
 
 def test_dropout_that_is_left_on_is_found() -> None:
@@ -241,7 +243,7 @@ def test_dropout_that_is_left_on_is_found() -> None:
     for module in bench.model.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1
-    is_error(found(bench, "first ratio"), "dropout")
+    assert is_error(found(bench, "first ratio"), "dropout")
 
 
 def test_a_sampler_of_another_temperature_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +251,8 @@ def test_a_sampler_of_another_temperature_is_found(monkeypatch: pytest.MonkeyPat
     assert found(bench, "sampling and scoring").level == "ok"
     choose = generate._choose
     monkeypatch.setattr(generate, "_choose", lambda logits, *rest: choose(logits / 0.8, *rest))
-    is_error(found(bench, "sampling and scoring"), "--without fused")
-    is_error(found(replace(bench, method=find("dpo")()), "sampling and scoring"), level="warning")
+    assert is_error(found(bench, "sampling and scoring"), "--without fused")
+    assert is_error(found(replace(bench, method=find("dpo")()), "sampling and scoring"), level="warning")
 
 
 def test_a_cached_reference_that_was_altered_is_found() -> None:
@@ -264,7 +266,7 @@ def test_a_cached_reference_that_was_altered_is_found() -> None:
     assert found(bench, "cached reference").level == "ok"  # now read from the file
     values = load_file(file)["logprobs"]
     _write(file, values + 0.01)
-    is_error(found(bench, "cached reference"), "0.01", "delete")
+    assert is_error(found(bench, "cached reference"), "0.01", "delete")
 
 
 def test_the_cache_that_training_will_read_is_looked_at() -> None:
@@ -282,7 +284,7 @@ def test_the_cache_that_training_will_read_is_looked_at() -> None:
     assert finding.level == "ok"
     assert str(file) in finding.said
     _write(file, load_file(file)["logprobs"].flip(0))
-    is_error(found(bench, "cached reference"), f"delete {file}")
+    assert is_error(found(bench, "cached reference"), f"delete {file}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +316,7 @@ class TokenMean(SFT):
 @pytest.mark.parametrize("method", [MeanOfMeans, TokenMean])
 def test_a_loss_that_is_a_mean_of_means_is_found(method: Any) -> None:
     assert found(healthy("sft"), "micro-batches").level == "ok"
-    is_error(found(healthy(method()), "micro-batches"), "--batch-tokens")
+    assert is_error(found(healthy(method()), "micro-batches"), "--batch-tokens")
 
 
 @pytest.mark.parametrize("fault", ["weight", "gradient", "frozen"])
@@ -352,7 +354,7 @@ def test_an_adapter_that_stays_on_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     bench = healthy(lora_rank=2)
     assert found(bench, "adapter off and base").level == "ok"
     monkeypatch.setattr(bench.model.model, "disable_adapter", nullcontext)
-    is_error(found(bench, "adapter off and base"), "--reference")
+    assert is_error(found(bench, "adapter off and base"), "--reference")
 
 
 def test_an_adapter_that_does_nothing_is_found() -> None:
@@ -393,7 +395,7 @@ def test_a_save_in_lower_precision_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         bench.model.tokenizer.save_pretrained(folder)
 
     monkeypatch.setattr(bench.model, "save", rounded)
-    is_error(found(bench, "saved and loaded"), "not the trained one")
+    assert is_error(found(bench, "saved and loaded"), "not the trained one")
 
 
 def test_a_model_too_large_to_be_written_for_a_look_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,4 +485,4 @@ def test_a_reward_model_is_tried_by_its_scores() -> None:
     assert "points of score" in found(bench, "packed and alone").said
     honest = made.scores
     made.scores = partial(lambda sequences: honest(sequences) + torch.rand(()))  # type: ignore[method-assign]
-    is_error(found(bench, "first ratio"))
+    assert is_error(found(bench, "first ratio"))

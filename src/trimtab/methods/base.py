@@ -112,6 +112,11 @@ class OnlineMethod(Method[Rollout]):
         return False
 
     @property
+    def has_whole_step(self) -> bool:
+        """Whether `whole_step` is more than the one here, which does nothing."""
+        return type(self).whole_step is not OnlineMethod.whole_step
+
+    @property
     def measures_step(self) -> bool:
         """Whether `adapt` wants `old_kl` measured after the epochs, by a pass of its own."""
         return False

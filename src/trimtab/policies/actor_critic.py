@@ -131,8 +131,12 @@ class ActorCritic:
 
     def evaluate(self, inputs: Sequences, *, entropy: bool = False) -> Evaluation:
         """Log-probs, entropy if asked for, and values if there is a critic: each [S, R]."""
-        made = self._taken(inputs) if torch.is_grad_enabled() else None
-        return self._evaluated(inputs, entropy) if made is None or entropy else made
+        if torch.is_grad_enabled():
+            if entropy:  # which no pass made ahead has: let go of their memory first
+                self.made_ahead.clear()
+            elif (made := self._taken(inputs)) is not None:
+                return made
+        return self._evaluated(inputs, entropy)
 
     @torch.enable_grad()
     def evaluate_ahead(self, inputs: Sequences) -> Evaluation:
