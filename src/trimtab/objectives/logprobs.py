@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from trimtab.sizes import rounded_up, rounds_up
 
 CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
 PIECE_ELEMENTS = 2**18  # of these worked on at once on a CPU, whose cache holds them
@@ -54,7 +57,12 @@ def _apply(
     if torch.is_autocast_enabled(device):  # autocast does not reach into the backward pass below
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)
+    count = len(hidden)
+    if rounds_up(hidden):
+        spare = rounded_up(count) - count
+        hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare))
+    logprobs, spread = _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)
+    return logprobs[:count], spread[:count]
 
 
 def _chunks(
@@ -65,7 +73,7 @@ def _chunks(
     small = max(1, PIECE_ELEMENTS // len(weight)) if hidden.device.type == "cpu" else size
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
-        logits = torch.nn.functional.linear(hidden[rows], weight, bias)
+        logits = linear(hidden[rows], weight, bias)
         places = range(start, rows.stop, small)
         pieces = [slice(place, min(place + small, rows.stop)) for place in places]
         yield rows, logits, [(piece, logits[piece.start - start : piece.stop - start]) for piece in pieces]

@@ -11,8 +11,10 @@ from trimtab.errors import ran_out_of_memory
 from trimtab.feedback.sequences import Sequences
 from trimtab.policies.fused import fused_hidden, is_of_family
 from trimtab.policies.packing import NAME, Packing, attend
+from trimtab.sizes import rounded_up, rounds_up
 
-TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused"}  # name -> attribute of Trunk
+# name -> attribute of Trunk
+TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused", "rounding": "rounded"}
 
 
 class Trunk:
@@ -23,14 +25,15 @@ class Trunk:
     space, a convolution) or with a soft cap runs padded instead. So is the fused forward pass.
 
     Attributes:
-        packed, shared, fused: without padding; equal prompts read once; with `fused_hidden`. See `without`.
+        packed, shared, fused, rounded: without padding; equal prompts read once; with `fused_hidden`; as many
+            tokens as there were before, see `sizes`. `without` leaves them out.
     """
 
     def __init__(self, model: Any) -> None:
         # a PeftModel injects its layers into the very modules of the model that it wraps
         self.hf: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder: Any = self.hf.base_model
-        self.shared = True
+        self.shared = self.rounded = True
         self.fused = False
         self.packed = self._packing_is_exact()
         self.fused = self.packed and self._fusing_is_exact()
@@ -55,7 +58,12 @@ class Trunk:
         return self._packed(sequences) if self.packed else self._padded(sequences)
 
     def _packed(self, sequences: Sequences) -> Tensor:
+        count = len(sequences.tokens)
         packing = Packing.of(sequences, shared=self.shared)
+        if self.rounded and rounds_up(self.hf.get_input_embeddings().weight):
+            read = len(packing.read)
+            sequences = sequences.with_filler(rounded_up(read + 2) - read)
+            packing = Packing.of(sequences, shared=self.shared)
         tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
         # a transform such as forward differentiation knows no backward passes written by hand
         if self.fused and not torch._C._are_functorch_transforms_active():
@@ -69,7 +77,7 @@ class Trunk:
                 use_cache=False,
                 packing=packing,
             ).last_hidden_state[0]
-        return out.index_select(0, packing.slots)
+        return out.index_select(0, packing.slots[:count])
 
     def _padded(self, sequences: Sequences) -> Tensor:
         tokens, mask = sequences.padded()
