@@ -15,7 +15,7 @@ help:
 	@echo "make reviews     the built-in example over 3 seeds (about 40 minutes); writes its figures into docs/"
 	@echo "make addition    five RL methods learn to add, 3 seeds (about 15 minutes); writes its figures into docs/"
 	@echo "make scores      what the presets reach in environments, beside Stable-Baselines3 (hours)"
-	@echo "make table1      clipping, adaptive KL and neither in three environments (about 20 minutes)"
+	@echo "make table1      clipping, adaptive KL and neither in three environments (about 15 minutes)"
 	@echo "make faults      kills runs, breaks their disks, files and rewards; writes into docs/ (6 minutes)"
 	@echo "make base-model  train the built-in base model again from its data"
 

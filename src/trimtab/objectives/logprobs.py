@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from trimtab.sizes import rounded_up, rounds_up
+from trimtab.objectives.sizes import rounded_up, rounds_up
 
 CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
 PIECE_ELEMENTS = 2**18  # of these worked on at once on a CPU, whose cache holds them
@@ -20,6 +20,7 @@ def token_logprobs(
     bias: Tensor | None = None,
     *,
     temperature: float = 1.0,
+    rounded: bool = True,
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature)[targets], without ever holding all the logits.
 
@@ -31,10 +32,11 @@ def token_logprobs(
         weight: [V, H] output embedding.
         targets: [N] the tokens that were chosen.
         bias: [V] or None.
+        rounded: whether rows may be added to reach a number that comes again (`sizes`).
     Returns:
         [N] float32 log-probabilities, in nats.
     """
-    return _apply((hidden, weight, targets, bias), temperature, False)[0]
+    return _apply((hidden, weight, targets, bias), temperature, False, rounded)[0]
 
 
 def token_logprobs_and_entropy(
@@ -44,13 +46,14 @@ def token_logprobs_and_entropy(
     bias: Tensor | None = None,
     *,
     temperature: float = 1.0,
+    rounded: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same, and the entropy of each distribution in nats: [N], [N] float32, both differentiable."""
-    return _apply((hidden, weight, targets, bias), temperature, True)
+    return _apply((hidden, weight, targets, bias), temperature, True, rounded)
 
 
 def _apply(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float, entropy: bool
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float, entropy: bool, rounded: bool
 ) -> tuple[Tensor, Tensor]:
     hidden, weight, targets, bias = inputs
     device = hidden.device.type
@@ -58,7 +61,7 @@ def _apply(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     count = len(hidden)
-    if rounds_up(hidden):
+    if rounded and rounds_up(hidden):
         spare = rounded_up(count) - count
         hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare))
     logprobs, spread = _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)

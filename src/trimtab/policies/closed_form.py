@@ -107,7 +107,7 @@ def _constant(column: Tensor) -> Dual:
 
 def _column(slope: Any, scale: Any, count: int) -> Array:
     """A derivative for each step, times `scale`: [count, 1]."""
-    return (np.full((count, 1), slope) if np.isscalar(slope) else slope.reshape(count, 1)) * scale
+    return (slope.reshape(count, 1) if isinstance(slope, np.ndarray) else np.full((count, 1), slope)) * scale
 
 
 def _kept(vector: Tensor) -> Tensor | None:

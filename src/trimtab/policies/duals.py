@@ -15,7 +15,6 @@ from trimtab.policies.networks import Array
 
 Slopes = dict[str, Any]  # input -> derivative of each number with respect to its own number of that input
 ONE = 1.0  # the slope of an input with respect to itself: this very object
-FLOATS = (np.float32, np.float64)
 
 
 class NoRuleError(TypeError):
@@ -107,8 +106,8 @@ class Dual:
         """Over a dimension of size 1, which single steps have for time."""
         if self.value.shape[dim] != 1:
             raise NoRuleError("sums over several steps mix their derivatives")
-        squeezed = {n: s if np.isscalar(s) else np.squeeze(s, dim) for n, s in self.slopes.items()}
-        return Dual(np.squeeze(self.value, dim), squeezed)
+        slopes = {n: s.squeeze(dim) if isinstance(s, np.ndarray) else s for n, s in self.slopes.items()}
+        return Dual(self.value.squeeze(dim), slopes)
 
     def masked_fill(self, mask: Any, number: float) -> "Dual":
         mask = np.asarray(_parts(mask)[0])
@@ -122,9 +121,8 @@ class Dual:
         return Dual(self.value.astype(np.float32), self.slopes)
 
     def flatten(self) -> "Dual":
-        return Dual(
-            self.value.ravel(), {n: s if np.isscalar(s) else np.ravel(s) for n, s in self.slopes.items()}
-        )
+        slopes = {n: s.ravel() if isinstance(s, np.ndarray) else s for n, s in self.slopes.items()}
+        return Dual(self.value.ravel(), slopes)
 
     @classmethod
     def __torch_function__(
@@ -163,7 +161,7 @@ def _scaled(slopes: Slopes, factor: Any) -> Slopes:
     """The slopes times a factor. Most are those of an input itself: 1, with which nothing is multiplied."""
     if not slopes:
         return slopes
-    plain = getattr(factor, "dtype", None) in FLOATS  # truth values would be added as such
+    plain = isinstance(factor, np.ndarray) and factor.dtype.kind == "f"  # truth values would be added as such
     return {n: factor if plain and slope is ONE else slope * factor for n, slope in slopes.items()}
 
 

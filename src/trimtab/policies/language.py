@@ -36,7 +36,8 @@ class LanguagePolicy(TransformersModel):
         hidden = hidden[sequences.predicting_index]
         if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
-            flat = token_logprobs(hidden, head.weight, sequences.targets, head.bias, temperature=temperature)
+            given, rounded = (hidden, head.weight, sequences.targets, head.bias), self.trunk.rounded
+            flat = token_logprobs(*given, temperature=temperature, rounded=rounded)
         else:  # scaled, capped or adapted logits go through the model's own head
             flat = self._head(hidden, temperature).gather(-1, sequences.targets[:, None])[:, 0]
         return sequences.unpack(flat)
@@ -48,9 +49,8 @@ class LanguagePolicy(TransformersModel):
         hidden = hidden[sequences.predicting_index]
         if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
-            flat, entropy = token_logprobs_and_entropy(
-                hidden, head.weight, sequences.targets, head.bias, temperature=temperature
-            )
+            given, rounded = (hidden, head.weight, sequences.targets, head.bias), self.trunk.rounded
+            flat, entropy = token_logprobs_and_entropy(*given, temperature=temperature, rounded=rounded)
         else:
             logprobs = self._head(hidden, temperature)
             flat = logprobs.gather(-1, sequences.targets[:, None])[:, 0]

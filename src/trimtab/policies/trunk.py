@@ -9,12 +9,12 @@ from torch import Tensor
 
 from trimtab.errors import ran_out_of_memory
 from trimtab.feedback.sequences import Sequences
+from trimtab.objectives.sizes import rounded_up, rounds_up
 from trimtab.policies.fused import fused_hidden, is_of_family
 from trimtab.policies.packing import NAME, Packing, attend
-from trimtab.sizes import rounded_up, rounds_up
 
 # name -> attribute of Trunk
-TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused", "rounding": "rounded"}
+TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused", "rounded-sizes": "rounded"}
 
 
 class Trunk:
@@ -25,8 +25,8 @@ class Trunk:
     space, a convolution) or with a soft cap runs padded instead. So is the fused forward pass.
 
     Attributes:
-        packed, shared, fused, rounded: without padding; equal prompts read once; with `fused_hidden`; as many
-            tokens as there were before, see `sizes`. `without` leaves them out.
+        packed, shared, fused, rounded: without padding; equal prompts read once; with `fused_hidden`; numbers
+            of rows rounded up (see `sizes`). `without` leaves them out.
     """
 
     def __init__(self, model: Any) -> None:
@@ -60,11 +60,15 @@ class Trunk:
     def _packed(self, sequences: Sequences) -> Tensor:
         count = len(sequences.tokens)
         packing = Packing.of(sequences, shared=self.shared)
-        if self.rounded and rounds_up(self.hf.get_input_embeddings().weight):
-            read = len(packing.read)
+        read = len(packing.read)
+        weight = self.hf.get_input_embeddings().weight
+        if self.rounded and rounds_up(weight) and rounded_up(read) != read:
             sequences = sequences.with_filler(rounded_up(read + 2) - read)
             packing = Packing.of(sequences, shared=self.shared)
         tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
+        positions[read:] = (
+            0  # a long filler may go beyond the model's last, or change how it rotates the others
+        )
         # a transform such as forward differentiation knows no backward passes written by hand
         if self.fused and not torch._C._are_functorch_transforms_active():
             out = fused_hidden(self.decoder, tokens, positions, partial(_attend, packing))

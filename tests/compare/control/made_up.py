@@ -32,6 +32,7 @@ def add_run(
     env: str = "Hill",
     seed: int = 0,
     drawn: float | None = None,
+    training: float | None = None,
     curve: Curve = (),
     total_steps: int = 1000,
     **parameters: Any,
@@ -51,7 +52,7 @@ def add_run(
             "deterministic": score,
             "drawn": score - 1 if drawn is None else drawn,
             "total_steps": float(total_steps),
-        }
+        } | ({} if training is None else {"training": training})
     _append(out, {**row, "status": "done", "error": None})
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from trimtab.compare.limits import check_runs, check_seeds
 from trimtab.config import MOST_NAME, build, load_yaml, shown
@@ -27,6 +27,8 @@ from trimtab.rollouts.spaces import Spaces, make_environment
 START = "start"  # the method name of runs that play without any training
 PARTS: tuple[type[Any], ...] = (EnvironmentConfig, NetworkConfig, ControlConfig)
 OWN = ("env", "seed")  # options that the comparison gives itself, by `envs` and `seeds`
+
+Score = Literal["deterministic", "drawn", "training"]
 
 T = TypeVar("T")
 
@@ -55,6 +57,9 @@ class ControlCompareConfig:
     """Options of every run, in place of the preset ones; those that a method has of its own win."""
     seeds: list[int] = field(default_factory=lambda: [0])
     evaluation: Evaluation = field(default_factory=Evaluation)
+    score: Score = "deterministic"
+    """By which mean return runs are judged: after training with the most likely actions or with drawn ones,
+    or of the last 100 episodes of training."""
     jobs: int = 0
     """Runs at a time, with one thread each; 0 takes one for each core."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from trimtab.compare.control import plots
-from trimtab.compare.control.config import OWN
+from trimtab.compare.control.config import OWN, Score
 from trimtab.compare.control.summary import (
     FEW,
     FEWEST,
@@ -25,10 +25,18 @@ from trimtab.compare.report import Figure, flatten, write_page
 from trimtab.compare.results import load_config_text
 from trimtab.compare.statistics import Estimate
 from trimtab.compare.verdict import number, span
+from trimtab.rollouts.environment import LAST
 
+SCORES: dict[Score, str] = {
+    "deterministic": "mean return after training, with the most likely action in every state",
+    "drawn": "mean return after training, with drawn actions",
+    "training": f"mean return of the last {LAST} episodes of training (of all where fewer ended), "
+    "whose actions were drawn",
+}
 CURVES = (
-    "The interquartile mean over seeds of the mean return of the last 100 training episodes, whose actions "
-    "were drawn; bands are 95 % bootstrap intervals. A curve begins where every seed has ended an episode."
+    f"The interquartile mean over seeds of the mean return of the last {LAST} training episodes, whose "
+    "actions were drawn; bands are 95 % bootstrap intervals. A curve begins where every seed has ended an "
+    "episode."
 )
 MATRIX = (
     "How likely a run of the row’s method scores above one of the column’s{where} (ties count half), with "
@@ -72,6 +80,7 @@ def page_content(comparison: ControlComparison) -> dict[str, Any]:
         "headline": headline,
         "sentences": sentences,
         "facts": list(_facts(comparison)),
+        "score": SCORES[comparison.start.score],
         "intervals": _intervals(comparison),
         "overall": _overall(comparison, envs) if len(envs) > 1 else None,
         "sections": [_section(comparison, env) for env in comparison.envs],
@@ -159,7 +168,8 @@ def _section(comparison: ControlComparison, env: str) -> dict[str, Any]:
     figures = []
     if svg := plots.learning_curves(comparison, env):
         figures.append(Figure("Learning curves", CURVES, svg, wide=True))
-    best = max(rows[0].contender.results[env], key=lambda result: result.metrics["deterministic"])
+    winner = rows[0].contender
+    best = winner.results[env][int(winner.scores(env).argmax())]
     return {
         "env": env,
         "sentences": [] if single else [_unbroken(comparison, s) for s in standing(comparison, [env])[:2]],

@@ -5,19 +5,20 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from trimtab.atomic import atomic_text
-from trimtab.compare.control.config import ControlCompareConfig, grid
+from trimtab.compare.control.config import START, ControlCompareConfig, Score, grid
 from trimtab.compare.control.worker import Cell
 from trimtab.compare.processes import run_all
 from trimtab.compare.results import claim, load_results
 from trimtab.errors import UserError
 from trimtab.runs import Progress, alone
 
-FREE = frozenset({"envs", "methods", "seeds", "name", "jobs"})  # to change between two calls
+FREE = frozenset({"envs", "methods", "seeds", "name", "jobs", "score"})  # to change between two calls
 
 
 def compare_control(config: ControlCompareConfig, out: Path, progress: Progress) -> None:
@@ -39,7 +40,7 @@ def _carry_out(config: ControlCompareConfig, out: Path, progress: Progress) -> N
     _describe(config, out)
     # For networks so small more threads cost time. The library of matrix products reads this as it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run_all(cells, out, _jobs(config), progress, _note)
+    run_all(cells, out, _jobs(config), progress, partial(_note, config.score))
 
 
 def _check_options(cells: list[Cell], out: Path) -> None:
@@ -54,9 +55,9 @@ def _check_options(cells: list[Cell], out: Path) -> None:
             )
 
 
-def _note(row: dict[str, Any]) -> str:
-    metrics = row["metrics"]
-    return f"return {metrics.get('deterministic', metrics['drawn']):.4g}"
+def _note(score: Score, row: dict[str, Any]) -> str:
+    found = row["metrics"].get("drawn" if row["method"] == START else score)
+    return f"no {score} return" if found is None else f"return {found:.4g}"
 
 
 def _jobs(config: ControlCompareConfig) -> int:
@@ -69,6 +70,7 @@ def _describe(config: ControlCompareConfig, out: Path) -> None:
         "name": config.name,
         "envs": config.envs,
         "settings": config.settings,
+        "score": config.score,
         "evaluation": dataclasses.asdict(config.evaluation),
         "versions": {name: version(name) for name in ("trimtab", "torch", "numpy", "gymnasium")},
         "machine": {

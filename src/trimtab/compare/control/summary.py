@@ -1,10 +1,11 @@
 """From the files of a comparison in environments to its numbers: runs grouped, scored and ranked.
 
-The score of a run is the mean return of its deterministic episodes after training. To bring environments
-together, scores are normalised: 0 is what an untrained policy earns that draws its actions, 1 the
-interquartile mean of the best method in that environment.
+The score of a run is a mean return, that of its deterministic episodes after training unless comparison.json
+says another. To bring environments together, scores are normalised: 0 is what an untrained policy earns that
+draws its actions, 1 the interquartile mean of the best method in that environment.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from trimtab.compare import statistics
-from trimtab.compare.control.config import START, written
+from trimtab.compare.control.config import START, Score, written
 from trimtab.compare.control.curves import Curve, learning_curve
 from trimtab.compare.results import Result, load_about, load_results
 from trimtab.compare.statistics import Estimate, FloatArray
+from trimtab.config import typed
 
 REACHED = 0.9  # the normalised score whose steps are counted
 FEWEST = 3  # seeds without which nothing is called ahead
@@ -32,6 +34,7 @@ class Contender:
     method: str
     choice: str  # `clip 0.2`: what tells it from the method's others; empty where there are none
     results: dict[str, tuple[Result, ...]]  # environment -> its finished runs, by seed
+    score: Score = "deterministic"  # by which returns runs are judged; the same in all contenders
 
     @property
     def label(self) -> str:
@@ -41,8 +44,8 @@ class Contender:
         return f"{self.method} ({self.choice})" if self.choice else self.method
 
     def scores(self, env: str) -> FloatArray:
-        """[seeds] mean return of the deterministic episodes; of the untrained policy, of the drawn ones."""
-        return self._means(env, "drawn" if self.method == START else "deterministic")
+        """[seeds] mean return of the kind that is the score; of the untrained policy, with drawn actions."""
+        return self._means(env, "drawn" if self.method == START else self.score)
 
     def drawn(self, env: str) -> FloatArray:
         """[seeds] mean return of the episodes whose actions were drawn."""
@@ -194,7 +197,9 @@ class ControlComparison:
 def load_control_comparison(out: Path) -> ControlComparison:
     """Reads a comparison folder, finished or not. Raises UserError where a file is missing or wrong."""
     out = Path(out)
-    about, results = load_about(out, needed=["envs"]), load_results(out)
+    about = load_about(out, needed=["envs"])
+    score = typed(Score, about.get("score", "deterministic"), f"{out / 'comparison.json'}: score")
+    results = [_judged(result, score) for result in load_results(out)]
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if result.status == "done":
@@ -202,13 +207,23 @@ def load_control_comparison(out: Path) -> ControlComparison:
             groups.setdefault((result.method, parameters), []).append(result)
     choices = [_choice(group[0], results) for group in groups.values()]
     contenders = [
-        Contender(group[0].method, choice, _by_env(group))
+        Contender(group[0].method, choice, _by_env(group), score)
         for choice, group in zip(choices, groups.values(), strict=True)
     ]
     trained = tuple(c for c in contenders if c.method != START)
-    start = next((c for c in contenders if c.method == START), Contender(START, "", {}))
+    start = next((c for c in contenders if c.method == START), Contender(START, "", {}, score))
     failed = tuple(result for result in results if result.status == "failed")
     return ControlComparison(out, about, trained, start, failed)
+
+
+def _judged(result: Result, score: Score) -> Result:
+    """The same; as a failed one, if it was trained but has no such score."""
+    if result.status == "failed" or result.method == START or score in result.metrics:
+        return result
+    reason = (
+        f"it has no {score} return: no episode ended; take another score, or train longer in another --out"
+    )
+    return dataclasses.replace(result, status="failed", error=reason)
 
 
 def _choice(result: Result, results: list[Result]) -> str:

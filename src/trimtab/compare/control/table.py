@@ -6,13 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.compare.control.config import Score
 from trimtab.compare.control.summary import ControlComparison, Row, load_control_comparison
 from trimtab.compare.control.verdict import overall, score
 from trimtab.compare.statistics import Estimate
 from trimtab.compare.verdict import number
+from trimtab.rollouts.environment import LAST
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+EPISODES: dict[Score, str] = {
+    "deterministic": "deterministic episodes",
+    "drawn": "episodes with drawn actions",
+    "training": f"the last {LAST} training episodes",
+}
 
 
 def control_table(out: Path) -> Table:
@@ -78,8 +86,9 @@ def _interval(estimate: Estimate, text: Callable[[float], str]) -> str:
 
 
 def _caption(comparison: ControlComparison) -> str:
+    episodes = EPISODES[comparison.start.score]
     lines = [
-        "* best; return: interquartile mean over seeds of deterministic episodes (95 % interval);",
+        f"* best; return: interquartile mean over seeds of {episodes} (95 % interval);",
         "drawn: mean return with drawn actions; 90 % at: steps to 0.9 of the best, counted from untrained",
     ]
     lines += [f"failed: {result.key}: {result.error or 'no reason given'}" for result in comparison.failed]

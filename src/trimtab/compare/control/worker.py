@@ -69,7 +69,10 @@ class Cell:
             "drawn": play(policy, spaces, env, self.episodes, seed=self.run.seed, deterministic=False),
         }
         seconds = {"train": trained - begin, "evaluate": time.perf_counter() - trained}
-        return self._line(returns, seconds, {"total_steps": last["total_steps"]})
+        metrics = {"total_steps": last["total_steps"]}
+        if "return" in last:  # of its last episodes; a short training may end before the first does
+            metrics["training"] = last["return"]
+        return self._line(returns, seconds, metrics)
 
     def _untrained(self) -> dict[str, Any]:
         """A policy as it is before its first step draws its actions: almost evenly."""

@@ -1,8 +1,9 @@
 """Numbers of rows that come again.
 
 In bf16 on a CPU matrix products are oneDNN's, which makes a kernel for every new shape, in 1 to 10 ms, and
-keeps the last thousand. Feedback has another number of tokens in each batch, and so all shapes of a step would
-be new: 50 to 70 ms a step. Rounded up they soon come again. What is added reaches no result.
+keeps the last thousand. Feedback has another number of tokens in each batch, and so the shapes of its packed
+rows and of their logits would all be new: 50 to 70 ms a step. Rounded up they soon come again. What is added
+reaches no result. Padded rows, heads that are not linear, and generation are left as they are.
 """
 
 import torch
@@ -18,6 +19,6 @@ def rounds_up(of: Tensor) -> bool:
 
 
 def rounded_up(count: int) -> int:
-    """The next of 32 to 64 numbers between a power of two and the next, but a multiple of 16."""
+    """The next multiple of 16, from 1,024 on of a 32nd of the power of two below."""
     step = max(16, 2 ** (count.bit_length() - 6))
     return -(-count // step) * step
