@@ -66,9 +66,8 @@ class Trunk:
             sequences = sequences.with_filler(rounded_up(read + 2) - read)
             packing = Packing.of(sequences, shared=self.shared)
         tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
-        positions[read:] = (
-            0  # a long filler may go beyond the model's last, or change how it rotates the others
-        )
+        # those of a long filler could go beyond the model's last, or change how it rotates the others
+        positions[read:] = 0
         # a transform such as forward differentiation knows no backward passes written by hand
         if self.fused and not torch._C._are_functorch_transforms_active():
             out = fused_hidden(self.decoder, tokens, positions, partial(_attend, packing))
