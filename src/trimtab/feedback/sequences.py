@@ -67,13 +67,6 @@ class Sequences:
         tokens = self.tokens[self.starts[rows][owner] + place]
         return Sequences(tokens, self.prompt_lengths[rows], self.response_lengths[rows], self.prompts[rows])
 
-    def with_filler(self, count: int) -> "Sequences":
-        """One sequence more, of this length, 2 or more, and of no meaning."""
-        filler = self.prompt_lengths.new_tensor([[1], [count - 1], [int(self.prompts.max()) + 1]])
-        tokens = torch.cat([self.tokens, self.tokens[:1].expand(count)])
-        numbers = (self.prompt_lengths, self.response_lengths, self.prompts)
-        return Sequences(tokens, *(torch.cat(pair) for pair in zip(numbers, filler, strict=True)))
-
     def to(self, device: torch.device | str) -> "Sequences":
         return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
 

@@ -63,7 +63,8 @@ class Trunk:
         read = len(packing.read)
         weight = self.hf.get_input_embeddings().weight
         if self.rounded and rounds_up(weight) and rounded_up(read) != read:
-            sequences = sequences.with_filler(rounded_up(read + 2) - read)
+            filler = [0] * (rounded_up(read + 2) - read)  # a prompt of one token, and a response
+            sequences = Sequences.join([sequences, Sequences.pack([(filler[:1], filler[1:])])])
             packing = Packing.of(sequences, shared=self.shared)
         tokens, positions = sequences.tokens[packing.read], sequences.positions[packing.read]
         # those of a long filler could go beyond the model's last, or change how it rotates the others

@@ -80,7 +80,7 @@ def page_content(comparison: ControlComparison) -> dict[str, Any]:
         "headline": headline,
         "sentences": sentences,
         "facts": list(_facts(comparison)),
-        "score": SCORES[comparison.start.score],
+        "score": SCORES[comparison.score],
         "intervals": _intervals(comparison),
         "overall": _overall(comparison, envs) if len(envs) > 1 else None,
         "sections": [_section(comparison, env) for env in comparison.envs],

@@ -82,6 +82,11 @@ class ControlComparison:
     start: Contender
     failed: tuple[Result, ...]
 
+    @property
+    def score(self) -> Score:
+        """By which returns runs are judged."""
+        return self.start.score
+
     @cached_property
     def envs(self) -> list[str]:
         """Where something was trained: those of the last call first."""

@@ -86,7 +86,7 @@ def _interval(estimate: Estimate, text: Callable[[float], str]) -> str:
 
 
 def _caption(comparison: ControlComparison) -> str:
-    episodes = EPISODES[comparison.start.score]
+    episodes = EPISODES[comparison.score]
     lines = [
         f"* best; return: interquartile mean over seeds of {episodes} (95 % interval);",
         "drawn: mean return with drawn actions; 90 % at: steps to 0.9 of the best, counted from untrained",
