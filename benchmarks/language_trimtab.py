@@ -18,7 +18,7 @@ from trimtab.policies.load import ModelConfig, load_language_policy, load_reward
 from trimtab.reference import attach_reference
 from trimtab.rollouts.collect import CollectConfig, Collector
 from trimtab.rollouts.rewards import WeightedSum
-from trimtab.train import RunConfig, make_table, train
+from trimtab.train import RunConfig, Training, make_table, train
 
 COMMON: dict[str, Any] = {
     "learning_rate": work.LEARNING_RATE,
@@ -42,6 +42,18 @@ def config(turn: Turn) -> ModelConfig:
 
 def offline(turn: Turn, meter: Meter, rows: list[Row]) -> Any:
     """Notes each step's loss, of ORPO the log odds (see `language_trl.noted`)."""
+    training = started(turn, meter, rows)
+    name = "log_odds_ratio" if turn.job == "orpo" else "loss"
+    for metrics in training:
+        meter.step(metrics[name])
+    table, order = training.table, work.in_order(rows, turn)
+    meter.tokens = sum(len(part) for i in order for r in table.examples[i].rows for part in table.rows[r])
+    policy: Any = training.policy
+    return policy.trunk.hf
+
+
+def started(turn: Turn, meter: Meter, rows: list[Row]) -> Training:
+    """A training on recorded feedback before its first step."""
     settings: dict[str, Any] = {"beta": work.BETA[turn.job]} if turn.job in work.BETA else {}
     if turn.job == "ipo":
         settings["per_token"] = True  # as TRL has it
@@ -61,11 +73,7 @@ def offline(turn: Turn, meter: Meter, rows: list[Row]) -> Any:
         rotate(table, order, turn.batch)
     if method.needs_reference:
         reference(policy, table, order[: turn.batch], turn.batch_tokens, meter)
-    name = "log_odds_ratio" if turn.job == "orpo" else "loss"
-    for metrics in train(method, policy, table, run):
-        meter.step(metrics[name])
-    meter.tokens = sum(len(part) for i in order for r in table.examples[i].rows for part in table.rows[r])
-    return policy.trunk.hf
+    return train(method, policy, table, run)
 
 
 def reference(policy: LanguagePolicy, table: Table, first: list[int], most: int, meter: Meter) -> None:

@@ -164,3 +164,20 @@ def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
 def both(name: str, critic: bool = True, **options: Any) -> list[ControlPolicy]:
     """The same policy with hand-written passes, and without."""
     return [made(name, critic=critic, closed_form=closed, **options) for closed in (True, False)]
+
+
+@torch.no_grad()
+def exact(policy: ControlPolicy, name: str, **network: Any) -> ControlPolicy:
+    """The same policy in float64, by torch's graph."""
+    critic = policy.critic is not None
+    same = made(name, dtype=torch.float64, critic=critic, closed_form=False, **network)
+    for vector, value in zip(same.parameters(), policy.parameters(), strict=True):
+        vector.copy_(value)
+    return same
+
+
+def in_float64(rollout: Rollout) -> Rollout:
+    """What losses read, the same numbers in float64."""
+    inputs: Steps = rollout.inputs
+    actions = inputs.actions.double() if inputs.actions.is_floating_point() else inputs.actions
+    return replace(rollout.mapped(torch.Tensor.double), inputs=Steps(inputs.observations.double(), actions))

@@ -155,9 +155,10 @@ raise SystemExit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="says how much memory a process has")
 def test_a_batch_that_memory_cannot_hold_is_said(tmp_path: Path) -> None:
-    data = tiny.write_jsonl(tmp_path / "d.jsonl", tiny.demonstrations([f"a {'good film ' * 9}"] * 4000))
-    words = ["--model", tiny.model_folder(), "--data", data, "--out", str(tmp_path / "out")]
-    words += ["--batch-size", "4000", "--batch-tokens", "1000000"]
+    """Not even one row: its MLP takes two tensors of 320 MB."""
+    wide = tiny.model_folder(hidden_size=16, num_hidden_layers=1, intermediate_size=200_000)
+    data = tiny.write_jsonl(tmp_path / "d.jsonl", tiny.demonstrations([f"a {'good film ' * 40}"] * 4))
+    words = ["--model", wide, "--data", data, "--out", str(tmp_path / "out"), "--precision", "fp32"]
     command = [sys.executable, "-c", LITTLE_MEMORY, "train", "sft", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

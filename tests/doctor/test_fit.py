@@ -30,7 +30,7 @@ from trimtab.train import RunConfig, make_table
 
 SHAPE = Shape(
     parameters=1000, trained=1000, multiplied=800, hidden=8, inner=16, layers=2, queries=8, keys=4,
-    vocabulary=10, gated=True, adapted=False, fused=True, bf16=False,
+    vocabulary=10, gated=True, adapted=False, fused=True, fused_lora=False, bf16=False,
 )  # fmt: skip
 PAIRS = [Record("pair", "aaaa", ("bb", "cccc")), Record("pair", "dd", ("eeeeeeee", "f"))]
 
@@ -49,6 +49,9 @@ def test_a_layer_keeps_what_the_formula_says() -> None:
     assert half.kept_by_layer == 2 * 4 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (2 * 8 + 16) + 2 * 2 * 16 == 240
     adapted = replace(half, adapted=True)
     assert adapted.kept_by_layer == 2 * 2 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (5 * 8 + 8 + 16) + 2 * 2 * 16 == 272
+    fused = replace(adapted, fused_lora=True)
+    assert fused.kept_by_layer == 2 * 2 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (2 * 8 + 16) + 2 * 2 * 16 == 208
+    assert replace(fused, cpu=False).gradients_of_layer == 208
 
 
 def test_the_parts_of_a_step() -> None:
@@ -113,6 +116,7 @@ WIDE = {"num_hidden_layers": 8, "hidden_size": 48, "intermediate_size": 112}
     (WIDE, {"precision": "bf16"}),
     (WIDE, {"lora_rank": 2}),
     (WIDE, {"lora_rank": 2, "precision": "bf16"}),
+    (WIDE, {"lora_rank": 2, "precision": "bf16", "without": "fused-lora"}),
     (WIDE, {"without": "fused"}),
     (WIDE, {"without": "fused", "precision": "bf16"}),
     ({"architecture": "Qwen3", "num_hidden_layers": 8}, {}),
@@ -176,7 +180,7 @@ def test_examples_fill_the_parts_of_a_step() -> None:
 
 SIZES = {
     "wide MLP": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "head_dim": 64},
-    "large heads": {"hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 3, "head_dim": 128},
+    "large heads": {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3, "head_dim": 128},
     "many layers": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 16},
 }
 

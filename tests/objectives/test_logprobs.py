@@ -59,6 +59,40 @@ def test_values_and_gradients_equal_log_softmax(
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_below_a_frozen_head_the_gradient_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, dtype: torch.dtype
+) -> None:
+    """Where the head learns the logits are computed twice, and where it is frozen once."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
+    hidden, weight, targets, bias = (t.to(dtype) if t.is_floating_point() else t for t in inputs())
+    calls = []
+    monkeypatch.setattr(logprobs, "linear", lambda *a: calls.append(1) or torch.nn.functional.linear(*a))
+    results = []
+    for learns in (False, True):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_(learns)
+        value = token_logprobs(*leaves, targets, bias, temperature=temperature, rounded=False)
+        value.backward(torch.linspace(-1, 2, len(targets)))
+        results.append((value, leaves[0].grad, len(calls)))
+        calls.clear()
+    (value, gradient, once), (same, expected, twice) = results
+    assert torch.equal(value, same) and gradient.dtype == dtype and twice == 2 * once
+    tolerance = 1e-6 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shift", [6.0, 8.0])
+def test_of_a_nearly_sure_choice_below_a_frozen_head_bf16_keeps_the_gradient(shift: float) -> None:
+    """1 - p is taken in float32: p itself would be 1 in bf16."""
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[shift], [0.0]], dtype=torch.bfloat16)
+    token_logprobs(hidden, weight, torch.tensor([0])).sum().backward()
+    assert hidden.grad.item() == pytest.approx(shift / (1 + math.exp(shift)), rel=0.02)
+
+
 def test_literal_temperature_and_entropy() -> None:
     """Odds of 3 to 1 are 9 to 1 at half the temperature."""
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[math.log(1.0)], [math.log(3.0)]])
@@ -120,9 +154,10 @@ def test_autocast_runs_in_bf16_with_fp32_sums() -> None:
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
 
 
-def test_second_derivative_fails_rather_than_being_wrong() -> None:
+@pytest.mark.parametrize("learns", [False, True])
+def test_second_derivative_fails_rather_than_being_wrong(learns: bool) -> None:
     hidden, weight, targets, _ = inputs(dtype=torch.float32)
-    hidden.requires_grad_()
+    hidden.requires_grad_(), weight.requires_grad_(learns)
     total = token_logprobs(hidden, weight, targets).sum()
     (gradient,) = torch.autograd.grad(total, hidden, create_graph=True)
     with pytest.raises(RuntimeError):

@@ -15,17 +15,17 @@ residual stream, which is in the precision of the embeddings:
     inputs of matrices c (2H + I)       after both norms and the activation; attention's output is there
     activation         c 2I             gate and up, whose product is computed again in the fused pass
 
-Below an adapter every adapted matrix keeps the input of A: in fp32 the same tensor, in bf16 a copy of its
-own, c (5H + Q + I). In transformers' modules a norm keeps its normalised input too (4 bytes x H each),
-autocast a copy for every matrix, and the activation its result (c I); an MLP without gate keeps its
-activation's steps. Norms of queries and keys keep c (Q + K). What other architectures keep beyond that, such
-as the capped scores of Gemma 2, is left to the measurement.
+Below an adapter every adapted matrix keeps the input of A: the same tensor in fp32 and in the fused pass, in
+peft's own layers in bf16 a copy of its own, c (5H + Q + I). In transformers' modules a norm keeps its
+normalised input too (4 bytes x H each), autocast a copy for every matrix, and the activation its result
+(c I); an MLP without gate keeps its activation's steps. Norms of queries and keys keep c (Q + K). What other
+architectures keep beyond that, such as the capped scores of Gemma 2, is left to the measurement.
 
 The backward pass holds gradients of about what one layer keeps, or, where that is more, what attention's
 holds on a CPU (`policies.cpu_attention`): queries, keys, values, output and its gradient, 5 c Q and in bf16
-20 Q again in fp32, three gradients 12 Q, and their sums 4 (Q + 2K). An adapter in bf16 adds 8 I: the input of
-A in fp32, and its gradient. With checkpointing a layer keeps its input only, r H, and one layer at a time
-everything. The head holds a chunk of logits in fp32 and in the run's precision
+20 Q again in fp32, three gradients 12 Q, and their sums 4 (Q + 2K). peft's own layers in bf16 add 8 I: the
+input of A in fp32, and its gradient. With checkpointing a layer keeps its input only, r H, and one layer at a
+time everything. The head holds a chunk of logits in fp32 and in the run's precision
 (`objectives.logprobs.CHUNK_ELEMENTS`), and its matrix's gradient once more while it is added up.
 """
 
@@ -55,6 +55,7 @@ class Shape:
         queries, keys: of all heads together.
         adapted: whether there is an adapter.
         fused: whether trimtab's own pass runs, instead of transformers' modules.
+        fused_lora: whether adapters in it run without peft's own layers.
         bf16: of matrix products.
         checkpointing: as ModelConfig.gradient_checkpointing.
         cpu: whether it runs on one.
@@ -73,6 +74,7 @@ class Shape:
     gated: bool
     adapted: bool
     fused: bool
+    fused_lora: bool
     bf16: bool
     checkpointing: bool = False
     activation: str = "silu"
@@ -87,6 +89,11 @@ class Shape:
     def bytes_of_product(self) -> int:
         return 2 if self.bf16 else 4
 
+    @property
+    def copied(self) -> bool:
+        """Whether matrix products keep copies of their inputs."""
+        return self.bf16 and not (self.fused and (self.fused_lora or not self.adapted))
+
     @cached_property
     def kept_by_layer(self) -> int:
         """Bytes a token; see the module."""
@@ -94,8 +101,7 @@ class Shape:
         h, q, k, i = self.hidden, self.queries, self.keys, self.inner
         norms, attention = 2 * r * h, c * (2 * q + 2 * k)
         norms += c * (q + k) if self.head_norms else 0
-        copied = self.bf16 and (self.adapted or not self.fused)
-        inputs = c * (5 * h + q + i) if copied and self.gated else c * (2 * h + i)
+        inputs = c * (5 * h + q + i) if self.copied and self.gated else c * (2 * h + i)
         activation = c * 2 * i
         if not self.fused:
             norms += (
@@ -109,7 +115,7 @@ class Shape:
         """Bytes a token that the backward pass of one layer takes at most."""
         q, k, c = self.queries, self.keys, self.bytes_of_product
         attention = 5 * c * q + (20 * q if self.bf16 else 0) + 12 * q + 4 * (q + 2 * k)
-        rounded = 8 * self.inner if self.adapted and self.bf16 else 0
+        rounded = 8 * self.inner if self.adapted and self.copied else 0
         return max(self.kept_by_layer + rounded, attention if self.cpu else 0)
 
 
@@ -145,10 +151,11 @@ def shape_of(config: ModelConfig, *, reward_model: bool = False) -> Shape:
 
             model = get_peft_model(model, lora_config(config, task))
     precision = resolve_precision(config.precision, resolve_device(config.device))
-    return _shape(model, settings.get_text_config(), config, is_fused, precision == "bf16")
+    ways = {"fused": is_fused, "fused_lora": "fused-lora" not in config.left_out, "bf16": precision == "bf16"}
+    return _shape(model, settings.get_text_config(), config, ways)
 
 
-def _shape(model: Any, settings: Any, config: ModelConfig, fused: bool, bf16: bool) -> Shape:
+def _shape(model: Any, settings: Any, config: ModelConfig, ways: dict[str, bool]) -> Shape:
     hidden, heads = settings.hidden_size, settings.num_attention_heads
     size = getattr(settings, "head_dim", None) or hidden // heads
     inner = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * hidden
@@ -165,8 +172,7 @@ def _shape(model: Any, settings: Any, config: ModelConfig, fused: bool, bf16: bo
         vocabulary=settings.vocab_size,
         gated=any(name.endswith("gate_proj") for name, _ in model.named_modules()),
         adapted=config.lora_rank > 0,
-        fused=fused,
-        bf16=bf16,
+        **ways,
         checkpointing=config.gradient_checkpointing,
         activation=getattr(settings, "activation_function", getattr(settings, "hidden_act", "silu")),
         cpu=resolve_device(config.device).type == "cpu",

@@ -97,9 +97,12 @@ def _file_rows(path: Path, name: str) -> Iterator[RawRow]:
 
 def _parts(path: Path) -> Iterator[bytes]:
     """A file's bytes, unpacked, a megabyte at a time."""
+    is_packed = path.name.lower().endswith(".gz")
     try:
+        if is_packed:  # a first look, so that nobody waits for millions of rows to be refused
+            with path.open("rb") as file:
+                any(file.tell() > PART for _ in _unpacked(file, path))
         with path.open("rb") as file:
-            is_packed = path.name.lower().endswith(".gz")
             yield from _unpacked(file, path) if is_packed else iter(lambda: file.read(PART), b"")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown_name(path)}: cannot read the file ({error})") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
 from trimtab.objectives.sizes import rounded_up, rounds_up
@@ -21,11 +22,13 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     rounded: bool = True,
+    early: bool = True,
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature)[targets], without ever holding all the logits.
 
-    The head and the softmax run over chunks of rows; the backward pass computes each chunk's
-    logits again instead of keeping them. Exact: the same sums as the plain computation.
+    The head and the softmax run over chunks of rows; the backward pass computes each chunk's logits again
+    instead of keeping them, but below a frozen head, as with adapters, where the forward pass can do all that
+    needs them. Exact: the same sums as the plain computation.
 
     Args:
         hidden: [N, H] last hidden states at the positions that predict.
@@ -33,10 +36,11 @@ def token_logprobs(
         targets: [N] the tokens that were chosen.
         bias: [V] or None.
         rounded: whether rows may be added to reach a number that comes again (`sizes`).
+        early: whether the gradient of `hidden` is made in the forward pass where the head is frozen.
     Returns:
         [N] float32 log-probabilities, in nats.
     """
-    return _apply((hidden, weight, targets, bias), temperature, False, rounded)[0]
+    return _apply((hidden, weight, targets, bias), temperature, False, rounded, early)[0]
 
 
 def token_logprobs_and_entropy(
@@ -49,11 +53,15 @@ def token_logprobs_and_entropy(
     rounded: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same, and the entropy of each distribution in nats: [N], [N] float32, both differentiable."""
-    return _apply((hidden, weight, targets, bias), temperature, True, rounded)
+    return _apply((hidden, weight, targets, bias), temperature, True, rounded, False)
 
 
 def _apply(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float, entropy: bool, rounded: bool
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    temperature: float,
+    entropy: bool,
+    rounded: bool,
+    early: bool,
 ) -> tuple[Tensor, Tensor]:
     hidden, weight, targets, bias = inputs
     device = hidden.device.type
@@ -64,7 +72,7 @@ def _apply(
     if rounded and rounds_up(hidden):
         spare = rounded_up(count) - count
         hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare))
-    logprobs, spread = _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy)
+    logprobs, spread = _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy, early)
     return logprobs[:count], spread[:count]
 
 
@@ -88,36 +96,55 @@ def _exact(logits: Tensor, temperature: float) -> Tensor:
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """d logp_i / d logits_i = onehot(target_i) - p_i;  d H_i / d logits_i = -p_i (log p_i + H_i)."""
+    """d logp_i / d logits_i = onehot(target_i) - p_i;  d H_i / d logits_i = -p_i (log p_i + H_i).
+
+    Where the head is frozen, d logp_i / d hidden_i = (onehot(target_i) - p_i) W / temperature is all that the
+    backward pass will ask for, times a number for each row: it is made while the logits are there.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """[N, H], [V, H], [N], [V] or None -> [N], [N]; keeps one log-sum-exp a row for the backward pass."""
-        hidden, weight, targets, bias, temperature, with_entropy = inputs
+        hidden, weight, targets, bias, temperature, with_entropy, early = inputs
+        needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
+        is_frozen = early and needs_hidden and not (needs_weight or needs_bias)
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
-        for rows, piece in (part for *_, pieces in _chunks(hidden, weight, bias) for part in pieces):
-            logits = _exact(piece, temperature)
-            normaliser[rows] = logits.logsumexp(-1)
-            logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser[rows]
-            if with_entropy:
-                p = (logits - normaliser[rows, None]).exp_()
-                entropy[rows] = normaliser[rows] - p.mul_(logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, bias, normaliser, entropy)
+        of_hidden = torch.empty_like(hidden) if is_frozen else None
+        share = logprobs.new_full((), 1 / temperature)
+        for rows, whole, pieces in _chunks(hidden, weight, bias):
+            for part, piece in pieces:
+                logits = _exact(piece, temperature)
+                normaliser[part] = logits.logsumexp(-1)
+                logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normaliser[part]
+                if with_entropy:
+                    p = (logits - normaliser[part, None]).exp_()
+                    entropy[part] = normaliser[part] - p.mul_(logits).sum(-1)
+                if of_hidden is not None:
+                    log_p = logits.sub_(normaliser[part, None])
+                    _differentiate(piece, log_p, targets[part], -share, share.expand(len(piece), 1))
+            if of_hidden is not None:
+                torch.mm(whole, weight, out=of_hidden[rows])
+        kept = (hidden, weight, targets, bias, normaliser, entropy) if of_hidden is None else (of_hidden,)
+        ctx.save_for_backward(*kept)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
         return logprobs, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """[N], [N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
-        hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
         grad, grad_entropy = grads
+        if len(ctx.saved_tensors) == 1:
+            [of_hidden] = ctx.saved_tensors
+            return (of_hidden * grad[:, None]).to(of_hidden.dtype), None, None, None, None, None, None
+        hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # sums over rows keep fp32, whatever the precision of the run
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for rows, grad_logits, pieces in _chunks(hidden, weight, bias):  # the logits, until they are replaced
+        for rows, whole, pieces in _chunks(hidden, weight, bias):
             for part, piece in pieces:
                 log_p = _exact(piece, ctx.temperature).sub_(normaliser[part, None])
                 of_chosen = grad[part, None].float() / ctx.temperature
@@ -125,15 +152,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 if ctx.with_entropy:
                     surprise = log_p + entropy[part, None]
                     weights = surprise.mul_(-grad_entropy[part, None] / ctx.temperature).add_(weights)
-                found = log_p.exp_().mul_(weights).scatter_add_(-1, targets[part, None], of_chosen)
+                found = _differentiate(piece, log_p, targets[part], weights, of_chosen)
                 if grad_bias is not None:
                     grad_bias += found.sum(0)
-                if found.data_ptr() != piece.data_ptr():
-                    piece.copy_(found)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
+                grad_hidden[rows] = whole @ weight
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[rows]
+                grad_weight += whole.T @ hidden[rows]
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -141,7 +166,23 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
             None,
+            None,
         )
+
+
+def _differentiate(
+    piece: Tensor, log_p: Tensor, targets: Tensor, weights: Tensor, of_chosen: Tensor
+) -> Tensor:
+    """weights p + of_chosen onehot(target), in float32; logits [n, V] are replaced by it, and log_p too.
+
+    Args:
+        weights: [n, V], or what spreads to that.
+        of_chosen: [n, 1].
+    """
+    found = log_p.exp_().mul_(weights).scatter_add_(-1, targets[:, None], of_chosen)
+    if found.data_ptr() != piece.data_ptr():
+        piece.copy_(found)
+    return found
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

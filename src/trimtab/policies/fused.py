@@ -21,6 +21,7 @@ from torch import Tensor
 from trimtab.policies.cpu_attention import refuse_second_derivatives
 
 Look = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+Linear = Callable[[Any, Tensor], Tensor]
 FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
@@ -41,19 +42,20 @@ def is_of_family(decoder: Any) -> bool:
     return set(windows) == {None} and not hooked and decoder.config.hidden_act in ("silu", "swish")
 
 
-def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look) -> Tensor:
+def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look, linear: Linear) -> Tensor:
     """[N] tokens at these positions -> [N, H] hidden states.
 
     Args:
         look: attention: (its module, queries [N, heads, D], keys and values [N, groups, D]) ->
             [N, heads, D]; called once for each layer in turn.
+        linear: a projection: (its module, [N, I]) -> [N, O].
     """
     device = tokens.device.type
     x = decoder.embed_tokens(tokens)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     cos, sin = (part[0, :, None].to(dtype) for part in decoder.rotary_emb(x, positions[None]))
     for layer in decoder.layers:
-        arguments = (layer, x, cos, sin, look)
+        arguments = (layer, x, (cos, sin), look, linear)
         if decoder.training and getattr(layer, "gradient_checkpointing", False):
             x = layer._gradient_checkpointing_func(_layer, *arguments)
         else:
@@ -61,19 +63,19 @@ def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look) ->
     return _norm(decoder.norm, x, dtype)
 
 
-def _layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, look: Look) -> Tensor:
+def _layer(layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], look: Look, linear: Linear) -> Tensor:
     """[N, H] -> [N, H], with cosines and sines [N, 1, D] of the positions."""
-    attention, mlp, dtype = layer.self_attn, layer.mlp, cos.dtype
+    attention, mlp, dtype = layer.self_attn, layer.mlp, turns[0].dtype
     heads = (len(x), -1, attention.head_dim)
     h = _norm(layer.input_layernorm, x, dtype)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (projection(h).view(heads) for projection in projections)
+    query, key, value = (linear(projection, h).view(heads) for projection in projections)
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query, dtype), _norm(attention.k_norm, key, dtype)
-    query, key = _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
-    x = x + attention.o_proj(look(attention, query, key, value).flatten(1))
+    query, key = _Rotation.apply(query, *turns), _Rotation.apply(key, *turns)
+    x = x + linear(attention.o_proj, look(attention, query, key, value).flatten(1))
     h = _norm(layer.post_attention_layernorm, x, dtype)
-    return x + mlp.down_proj(_Swiglu.apply(mlp.gate_proj(h), mlp.up_proj(h)))
+    return x + linear(mlp.down_proj, _Swiglu.apply(linear(mlp.gate_proj, h), linear(mlp.up_proj, h)))
 
 
 def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:

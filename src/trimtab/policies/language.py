@@ -36,8 +36,9 @@ class LanguagePolicy(TransformersModel):
         hidden = hidden[sequences.predicting_index]
         if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
-            given, rounded = (hidden, head.weight, sequences.targets, head.bias), self.trunk.rounded
-            flat = token_logprobs(*given, temperature=temperature, rounded=rounded)
+            given, trunk = (hidden, head.weight, sequences.targets, head.bias), self.trunk
+            ways: dict[str, Any] = {"rounded": trunk.rounded, "early": trunk.frozen_head}
+            flat = token_logprobs(*given, temperature=temperature, **ways)
         else:  # scaled, capped or adapted logits go through the model's own head
             flat = self._head(hidden, temperature).gather(-1, sequences.targets[:, None])[:, 0]
         return sequences.unpack(flat)

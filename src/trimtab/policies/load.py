@@ -43,7 +43,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third slower."""
     without: str | None = None
-    """Techniques to leave out, with commas between: packing, shared-prompts, fused, rounded-sizes."""
+    """Techniques to leave out, with commas between: packing, shared-prompts, fused, fused-lora, frozen-head,
+    rounded-sizes."""
     allow_pickle: bool = False
     """Read weights from pickles (pytorch_model.bin, adapter_model.bin) where there are no safetensors.
     A crafted one runs code as you if torch's guard against that has a hole: only from makers you trust."""

@@ -10,11 +10,19 @@ from torch import Tensor
 from trimtab.errors import ran_out_of_memory
 from trimtab.feedback.sequences import Sequences
 from trimtab.objectives.sizes import rounded_up, rounds_up
-from trimtab.policies.fused import fused_hidden, is_of_family
+from trimtab.policies.fused import Look, fused_hidden, is_of_family
+from trimtab.policies.fused_lora import adapted
 from trimtab.policies.packing import NAME, Packing, attend
 
 # name -> attribute of Trunk
-TECHNIQUES = {"packing": "packed", "shared-prompts": "shared", "fused": "fused", "rounded-sizes": "rounded"}
+TECHNIQUES = {
+    "packing": "packed",
+    "shared-prompts": "shared",
+    "fused": "fused",
+    "fused-lora": "fused_lora",
+    "frozen-head": "frozen_head",
+    "rounded-sizes": "rounded",
+}
 
 
 class Trunk:
@@ -25,15 +33,17 @@ class Trunk:
     space, a convolution) or with a soft cap runs padded instead. So is the fused forward pass.
 
     Attributes:
-        packed, shared, fused, rounded: without padding; equal prompts read once; with `fused_hidden`; numbers
-            of rows rounded up (see `sizes`). `without` leaves them out.
+        packed, shared, fused: without padding; equal prompts read once; with `fused_hidden`.
+        fused_lora: adapters in it by `adapted`.
+        frozen_head: below a head that does not learn, logits are computed once (see `token_logprobs`).
+        rounded: numbers of rows rounded up (see `sizes`). `without` leaves any of these out.
     """
 
     def __init__(self, model: Any) -> None:
         # a PeftModel injects its layers into the very modules of the model that it wraps
         self.hf: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder: Any = self.hf.base_model
-        self.shared = self.rounded = True
+        self.shared = self.fused_lora = self.frozen_head = self.rounded = True
         self.fused = False
         self.packed = self._packing_is_exact()
         self.fused = self.packed and self._fusing_is_exact()
@@ -57,6 +67,10 @@ class Trunk:
         """[N, H] the last hidden state of every token of the packed sequences."""
         return self._packed(sequences) if self.packed else self._padded(sequences)
 
+    def fused_pass(self, tokens: Tensor, positions: Tensor, look: Look) -> Tensor:
+        """See `fused_hidden`; only where `fused` is true."""
+        return fused_hidden(self.decoder, tokens, positions, look, adapted if self.fused_lora else _called)
+
     def _packed(self, sequences: Sequences) -> Tensor:
         count = len(sequences.tokens)
         packing = Packing.of(sequences, shared=self.shared)
@@ -71,7 +85,7 @@ class Trunk:
         positions[read:] = 0
         # a transform such as forward differentiation knows no backward passes written by hand
         if self.fused and not torch._C._are_functorch_transforms_active():
-            out = fused_hidden(self.decoder, tokens, positions, partial(_attend, packing))
+            out = self.fused_pass(tokens, positions, partial(_attend, packing))
         else:
             # a mask of four dimensions is passed on as it is, which keeps transformers from building one
             out = self.decoder(
@@ -134,6 +148,10 @@ class Trunk:
         tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
         limit = tolerance * float(expected.abs().max())
         return torch.allclose(found.to(expected.dtype), expected, rtol=tolerance, atol=limit)
+
+
+def _called(module: Any, x: Tensor) -> Tensor:
+    return module(x)
 
 
 def _attend(packing: Packing, attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trimtab.errors import UserError
 from trimtab.feedback.sequences import Ids
-from trimtab.policies.fused import fused_hidden
 from trimtab.policies.language import LanguagePolicy
 
 ROOM = 128  # columns that are added at a time
@@ -52,7 +51,7 @@ class InPlace:
 
     def __init__(self, policy: LanguagePolicy, room: int = ROOM) -> None:
         self.room = room
-        self.decoder, self.head = policy.trunk.decoder, policy.trunk.hf.get_output_embeddings()
+        self.trunk, self.head = policy.trunk, policy.trunk.hf.get_output_embeddings()
         self.device = policy.device
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -77,7 +76,7 @@ class InPlace:
             )
             return out.transpose(1, 2).flatten(0, 1)
 
-        hidden = fused_hidden(self.decoder, tokens.flatten(), positions.flatten(), look)
+        hidden = self.trunk.fused_pass(tokens.flatten(), positions.flatten(), look)
         self.real = real.repeat_interleave(samples, 0)
         self.positions = positions[:, -1].repeat_interleave(samples)
         last = hidden.unflatten(0, (rows, -1))[:, -1]
@@ -109,7 +108,7 @@ class InPlace:
             query = query.unflatten(1, (key.shape[1], -1))
             return self._looked(layer, query, attention.scaling).flatten(1, 2)
 
-        return self.head(fused_hidden(self.decoder, tokens, self.positions, look)).float()
+        return self.head(self.trunk.fused_pass(tokens, self.positions, look)).float()
 
     def _looked(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """[B, G, heads of a group, D] queries of the newest column -> what they find, in the same shape."""
