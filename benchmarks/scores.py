@@ -30,7 +30,7 @@ TASKS = {
     "Pendulum-v1:ppo": (-200, 10, 10),
     "Acrobot-v1:ppo": (-90, 10, 10),
     "Acrobot-v1:trpo": (-90, 10, 10),
-    "LunarLander-v3:ppo": (200, 10, 10),
+    "LunarLander-v3:ppo": (200, 10, 3),
     "HalfCheetah-v5:ppo": (1600, 10, 3),
     "Hopper-v5:ppo": (2000, 10, 3),
     "Hopper-v5:trpo": (2500, 3, 3),

@@ -3,8 +3,9 @@
     python -m benchmarks.techniques [--jobs dpo] [--models 8m 80m] [--lora-ranks 0 16] [--precisions fp32]
 
 The steps are those of `benchmarks.language`, all on the same rows. Each technique that `--without` knows is
-left out in every other step, so that both ways see the same machine. Seconds are medians. What a run has no
-use for (adapters' techniques without adapters, those of bf16 in fp32) is not in the table.
+left out in every other step, so that both ways see the same machine. Seconds are medians, and so are the
+ratios of neighbouring steps, with their range. What a run has no use for (adapters' techniques without
+adapters, those of bf16 in fp32) is not in the table.
 """
 
 import argparse
@@ -82,7 +83,9 @@ def measured(options: argparse.Namespace, kind: tuple[str, str, str, str, int]) 
         for _, used in product(range(options.rounds), (True, False)):
             seconds[used].append(step(steps, trunk, [] if used else [technique], meter))
         ours, theirs = (statistics.median(seconds[used]) for used in (True, False))
-        line = f"| {name} | {technique} | {ours:.3g} | {theirs:.3g} | {theirs / ours:.2f} |"
+        ratios = sorted(b / a for a, b in zip(seconds[True], seconds[False], strict=True))
+        faster = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        line = f"| {name} | {technique} | {ours:.3g} | {theirs:.3g} | {faster} |"
         print(line, flush=True)
         yield line
 

@@ -83,6 +83,15 @@ def test_leaving_techniques_out_changes_no_number(names: str, tmp_path: Path) ->
             assert two[name] == pytest.approx(one[name], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["fused-lora", "frozen-head"])
+def test_leaving_out_what_serves_adapters_changes_no_number(name: str, tmp_path: Path) -> None:
+    ways = {"all": None, "less": name}
+    one, two = (train(tmp_path / out, lora_rank=2, without=left_out) for out, left_out in ways.items())
+    for both in zip(one, two, strict=True):
+        assert both[0]["loss"] == pytest.approx(both[1]["loss"], rel=1e-5)
+        assert both[0]["grad_norm"] == pytest.approx(both[1]["grad_norm"], rel=1e-5)
+
+
 def test_an_unknown_technique_is_named_with_the_nearest_known_one() -> None:
     with pytest.raises(UserError, match="without: there is no technique 'fuse'; did you mean 'fused'"):
         ModelConfig("unused", without="packing,fuse")

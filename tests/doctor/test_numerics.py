@@ -25,7 +25,7 @@ from trimtab.feedback.records import Record
 from trimtab.methods import Method, find
 from trimtab.methods.sft import SFT
 from trimtab.objectives.logprobs import masked_mean
-from trimtab.policies import packing
+from trimtab.policies import fused_lora, packing
 from trimtab.policies.language import LanguagePolicy
 from trimtab.policies.load import ModelConfig, load_language_policy
 from trimtab.reference import cache_folder
@@ -224,6 +224,15 @@ def test_a_fused_pass_that_forgets_a_weight_is_found(monkeypatch: pytest.MonkeyP
     bench = bench_of("Qwen3")
     assert found(bench, "fused pass").level == "ok"
     bench.model.trunk.decoder.layers[1].mlp.register_forward_hook(lambda module, inputs, out: 1.1 * out)
+    assert is_error(found(bench, "fused pass"), "--without fused")
+
+
+def test_a_fused_adapter_that_is_scaled_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start of training B is zero, and every scale would do."""
+    bench = healthy(lora_rank=2)
+    assert found(bench, "fused pass").level == "ok"
+    honest = fused_lora._Lora.apply
+    monkeypatch.setattr(fused_lora._Lora, "apply", lambda *given: honest(*given[:-1], 3 * given[-1]))
     assert is_error(found(bench, "fused pass"), "--without fused")
 
 

@@ -72,16 +72,27 @@ def test_below_a_frozen_head_the_gradient_is_the_same(
     calls = []
     monkeypatch.setattr(logprobs, "linear", lambda *a: calls.append(1) or torch.nn.functional.linear(*a))
     results = []
-    for learns in (False, True):
+    for learns, early in ((False, True), (False, False), (True, True)):
         leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_(learns)
-        value = token_logprobs(*leaves, targets, bias, temperature=temperature, rounded=False)
+        value = token_logprobs(*leaves, targets, bias, temperature=temperature, rounded=False, early=early)
         value.backward(torch.linspace(-1, 2, len(targets)))
         results.append((value, leaves[0].grad, len(calls)))
         calls.clear()
-    (value, gradient, once), (same, expected, twice) = results
-    assert torch.equal(value, same) and gradient.dtype == dtype and twice == 2 * once
-    tolerance = 1e-6 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+    (value, gradient, once), *others = results
+    for same, expected, twice in others:
+        assert torch.equal(value, same) and gradient.dtype == dtype and twice == 2 * once
+        tolerance = 1e-6 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_without_gradients_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets, _ = inputs(dtype=torch.float32)
+    hidden.requires_grad_()
+    made: list[int] = []
+    monkeypatch.setattr(logprobs, "_differentiate", lambda *_: made.append(1))
+    with torch.no_grad():
+        token_logprobs(hidden, weight, targets)
+    assert not made
 
 
 @pytest.mark.parametrize("shift", [6.0, 8.0])

@@ -119,6 +119,15 @@ def hooked_backwards(module: Any) -> None:
     module.register_full_backward_hook(lambda *_: None)
 
 
+def replaced(module: Any) -> None:
+    base = module.base_layer
+    base.forward = lambda x: nn.functional.linear(x.round(), base.weight, base.bias)
+
+
+def learning(module: Any) -> None:
+    module.base_layer.weight.requires_grad_(True)
+
+
 def second(module: Any) -> None:
     module.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2, init_lora_weights=False))
     module.set_adapter(["default", "other"])
@@ -134,9 +143,24 @@ def second(module: Any) -> None:
         ({}, disabled),
         ({}, hooked),
         ({}, hooked_backwards),
+        ({}, replaced),
+        ({}, learning),
+        ({"bias": "lora_only"}, None),
         ({}, second),
     ],
-    ids=["dora", "bias", "dropout", "merged", "disabled", "hooked", "hooked backwards", "second"],
+    ids=[
+        "dora",
+        "bias",
+        "dropout",
+        "merged",
+        "disabled",
+        "hooked",
+        "hooked backwards",
+        "replaced",
+        "learning",
+        "bias learns",
+        "second",
+    ],
 )
 def test_what_is_no_plain_lora_is_called_as_it_is(settings: dict[str, Any], change: Any) -> None:
     module, x = layer(**settings).train(), torch.randn(4, 6)

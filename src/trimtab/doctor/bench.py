@@ -19,6 +19,7 @@ from trimtab.feedback.tokenise import PLAIN_CHAT_TEMPLATE, encode, encode_prompt
 from trimtab.feedback.views import ViewOptions, convert
 from trimtab.methods import Method
 from trimtab.policies.load import ModelConfig, load_language_policy, resolve_model
+from trimtab.policies.model import OWN
 from trimtab.policies.reward_model import RewardModel
 from trimtab.rollouts.decoding import left_padded
 from trimtab.rollouts.generate import Response, Sampling, generate
@@ -233,3 +234,19 @@ def reference_of(bench: Bench) -> Any:
         return bench.model
     start = replace(bench.config, model=resolve_model(bench.config.reference), reference=None, lora_rank=0)
     return load_language_policy(start, trainable=False)
+
+
+@contextmanager
+def moved_adapter(model: Any) -> Iterator[None]:
+    """Within it the adapter's B is not zero, as it is at first: a lost adapter would not be seen."""
+    second = [p for key, p in model.model.named_parameters() if f".lora_B.{OWN}." in key]
+    with torch.no_grad():
+        for number, weight in enumerate(second):
+            generator = torch.Generator().manual_seed(number)
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator).to(weight))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in second:
+                weight.zero_()

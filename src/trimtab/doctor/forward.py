@@ -15,6 +15,7 @@ from trimtab.doctor.bench import (
     by_transformers,
     exactly,
     judged,
+    moved_adapter,
     sampled,
     skipped,
     values,
@@ -95,7 +96,7 @@ def fused_pass(bench: Bench) -> Finding:
     name, model = "fused pass", bench.model
     if not model.trunk.fused:
         return skipped(name, f"{type(model.trunk.decoder).__name__} runs in transformers' modules here")
-    with exactly(model):
+    with exactly(model), moved_adapter(model):
         fused = values(model, bench.sequences)
         with _without(model, "fused"):
             gap = Gap.of(fused, values(model, bench.sequences))

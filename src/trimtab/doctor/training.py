@@ -1,7 +1,5 @@
 """Checks of what is kept of a model: its reference in the cache, its base below the adapter, its folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
@@ -19,6 +17,7 @@ from trimtab.doctor.bench import (
     Gap,
     exactly,
     judged,
+    moved_adapter,
     reference_of,
     skipped,
     values,
@@ -27,7 +26,6 @@ from trimtab.doctor.findings import Finding
 from trimtab.errors import UserError
 from trimtab.feedback.batches import Table
 from trimtab.policies.load import load_language_policy, load_reward_model
-from trimtab.policies.model import OWN
 from trimtab.policies.reward_model import RewardModel
 from trimtab.reference import attach_reference, cache_folder, cached_file, reference_mode
 from trimtab.train import make_table
@@ -127,19 +125,3 @@ def saved_and_loaded(bench: Bench) -> Finding:
     means = "the saved model is not the trained one"
     advice = "choose another model: a weight is not written, or read in another way"
     return judged(name, bench, gap, "the model in memory and the saved one", means=means, advice=advice)
-
-
-@contextmanager
-def moved_adapter(model: Any) -> Iterator[None]:
-    """Within it the adapter's B is not zero, as it is at first: a lost adapter would not be seen."""
-    second = [p for key, p in model.model.named_parameters() if f".lora_B.{OWN}." in key]
-    with torch.no_grad():
-        for number, weight in enumerate(second):
-            generator = torch.Generator().manual_seed(number)
-            weight.add_(0.02 * torch.randn(weight.shape, generator=generator).to(weight))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight in second:
-                weight.zero_()

@@ -53,7 +53,7 @@ def token_logprobs_and_entropy(
     rounded: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same, and the entropy of each distribution in nats: [N], [N] float32, both differentiable."""
-    return _apply((hidden, weight, targets, bias), temperature, True, rounded, False)
+    return _apply((hidden, weight, targets, bias), temperature, True, rounded, early=False)
 
 
 def _apply(
@@ -72,7 +72,9 @@ def _apply(
     if rounded and rounds_up(hidden):
         spare = rounded_up(count) - count
         hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare))
-    logprobs, spread = _ChunkedLogprobs.apply(hidden, weight, targets, bias, temperature, entropy, early)
+    logprobs, spread = _ChunkedLogprobs.apply(
+        hidden, weight, targets, bias, temperature, entropy, early and torch.is_grad_enabled()
+    )
     return logprobs[:count], spread[:count]
 
 
@@ -107,10 +109,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
         """[N, H], [V, H], [N], [V] or None -> [N], [N]; keeps one log-sum-exp a row for the backward pass."""
         hidden, weight, targets, bias, temperature, with_entropy, early = inputs
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
-        is_frozen = early and needs_hidden and not (needs_weight or needs_bias)
+        ctx.is_frozen = early and needs_hidden and not (needs_weight or needs_bias)
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
-        of_hidden = torch.empty_like(hidden) if is_frozen else None
+        of_hidden = torch.empty_like(hidden) if ctx.is_frozen else None
         share = logprobs.new_full((), 1 / temperature)
         for rows, whole, pieces in _chunks(hidden, weight, bias):
             for part, piece in pieces:
@@ -135,9 +137,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """[N], [N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
         grad, grad_entropy = grads
-        if len(ctx.saved_tensors) == 1:
+        if ctx.is_frozen:
             [of_hidden] = ctx.saved_tensors
-            return (of_hidden * grad[:, None]).to(of_hidden.dtype), None, None, None, None, None, None
+            scaled = torch.mul(of_hidden, grad[:, None], out=torch.empty_like(of_hidden))
+            return scaled, None, None, None, None, None, None
         hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None

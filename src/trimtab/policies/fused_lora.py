@@ -17,8 +17,8 @@ from trimtab.policies.cpu_attention import refuse_second_derivatives
 def adapted(module: nn.Module, x: Tensor) -> Tensor:
     """What a layer makes of x [N, I], which is in the run's precision: [N, O].
 
-    All that is not a linear layer with one plain LoRA, such as DoRA, dropout, several adapters at once or a
-    quantised base, is called as it is.
+    All that is not a frozen linear layer with one plain LoRA, such as DoRA, dropout, several adapters at once
+    or a quantised base, is called as it is.
     """
     name = _only_adapter(module)
     if name is None:
@@ -38,12 +38,17 @@ def _only_adapter(module: Any) -> str | None:
     if module.disable_adapters or module.merged or len(names) != 1 or names[0] in module.lora_variant:
         return None
     [name] = names
-    parts = (module.base_layer, module.lora_A[name], module.lora_B[name])
+    parts = (module, module.base_layer, module.lora_A[name], module.lora_B[name])
+    plain = all(type(part) is nn.Linear for part in parts[1:]) and parts[3].bias is None
     drops = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (module, *parts))
-    hooked = hooked or any(part._backward_hooks or part._backward_pre_hooks for part in (module, *parts))
-    plain = all(type(part) is nn.Linear for part in parts) and parts[2].bias is None
-    return name if plain and not (drops or hooked) else None
+    learns = any(parameter.requires_grad for parameter in module.base_layer.parameters())
+    return name if plain and not (drops or learns or any(map(_is_watched, parts))) else None
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Whether a call does more than the class says: hooks, or a `forward` of the object's own."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)
 
 
 class _Lora(torch.autograd.Function):
