@@ -111,8 +111,9 @@ def test_bf16_runs_on_a_cpu_and_saves_what_it_holds(rank: int, tmp_path: Path) -
 def test_parts_of_a_batch_change_no_number(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     parts = train(tmp_path / "parts", run=dataclasses.replace(RUN, batch_tokens=40))
-    for curve in (whole, parts):  # which answer is preferred before the first step, rounding decides
-        assert abs(curve[0].pop("margin")) < 1e-5 and 0 <= curve[0].pop("accuracy") <= 1
+    for curve in (whole, parts):  # nothing is preferred before the first step: rounding decides who is ahead
+        assert curve[0]["margin"] == pytest.approx(0, abs=1e-6)
+        del curve[0]["accuracy"]
     for one, two in zip(whole, parts, strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
 

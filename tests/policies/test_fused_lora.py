@@ -101,6 +101,8 @@ def test_of_one_layer_by_hand() -> None:
     found = adapted(module, x)
     assert found.grad_fn is not None and "Lora" in found.grad_fn.name()
     torch.testing.assert_close(found, x @ whole.T + module.base_layer.bias)
+    with torch.no_grad():  # another way to the same numbers
+        assert torch.equal(adapted(module, x), found) and not adapted(module, x).requires_grad
 
 
 def merged(module: Any) -> None:

@@ -26,8 +26,11 @@ def adapted(module: nn.Module, x: Tensor) -> Tensor:
     lora: Any = module
     base, dtype = lora.base_layer, x.dtype
     weights = (base.weight, base.bias, lora.lora_A[name].weight, lora.lora_B[name].weight)
-    given = (weight if weight is None else weight.to(dtype) for weight in weights)
-    return _Lora.apply(x, *given, lora.scaling[name])
+    given = [weight if weight is None else weight.to(dtype) for weight in weights]
+    inputs = (x, *given, lora.scaling[name])
+    if not torch.is_grad_enabled():  # token by token, what an autograd function costs beside is seen
+        return _sum(inputs)[0]
+    return _Lora.apply(*inputs)
 
 
 def _only_adapter(module: Any) -> str | None:
@@ -41,7 +44,8 @@ def _only_adapter(module: Any) -> str | None:
     parts = (module, module.base_layer, module.lora_A[name], module.lora_B[name])
     plain = all(type(part) is nn.Linear for part in parts[1:]) and parts[3].bias is None
     drops = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
-    learns = any(parameter.requires_grad for parameter in module.base_layer.parameters())
+    base = module.base_layer
+    learns = plain and (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
     return name if plain and not (drops or learns or any(map(_is_watched, parts))) else None
 
 
@@ -51,16 +55,23 @@ def _is_watched(part: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(part)
 
 
+def _sum(inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """y [N, O] and x A^T [N, R] of x, W, b or None, A, B and s."""
+    x, weight, bias, down, up, scale = inputs
+    low = x @ down.T
+    return nn.functional.linear(x, weight, bias).addmm_(low, up.T, alpha=scale), low
+
+
 class _Lora(torch.autograd.Function):
     """dx = g W + h A, dA = h^T x, dB = s g^T (x A^T), with h = s g B. The base is frozen."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, bias, down, up, scale = inputs
-        low = x @ down.T
+        x, weight, _, down, up, scale = inputs
+        out, low = _sum(inputs)
         ctx.save_for_backward(x, weight, down, up, low)
         ctx.scale = scale
-        return nn.functional.linear(x, weight, bias).addmm_(low, up.T, alpha=scale)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -37,8 +37,9 @@ class LanguagePolicy(TransformersModel):
         if self.head_is_linear:
             head = self.trunk.hf.get_output_embeddings()
             given, trunk = (hidden, head.weight, sequences.targets, head.bias), self.trunk
-            ways: dict[str, Any] = {"rounded": trunk.rounded, "early": trunk.frozen_head}
-            flat = token_logprobs(*given, temperature=temperature, **ways)
+            flat = token_logprobs(
+                *given, temperature=temperature, rounded=trunk.rounded, early=trunk.frozen_head
+            )
         else:  # scaled, capped or adapted logits go through the model's own head
             flat = self._head(hidden, temperature).gather(-1, sequences.targets[:, None])[:, 0]
         return sequences.unpack(flat)
