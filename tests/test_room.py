@@ -86,6 +86,31 @@ def test_recorded_feedback(
     assert same(weights(tmp_path / "small"), weights(tmp_path / "parts"))  # as if it had been asked for
 
 
+def test_the_reference(
+    small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = load_language_policy(ModelConfig(str(tiny.model_folder()), precision="fp32", device="cpu"))
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.pairs())
+
+    def computed(tokens: int) -> list[torch.Tensor]:
+        """With so many tokens that memory takes."""
+        monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / str(tokens)))
+        table = make_table(find("dpo")(), read(data), policy.tokenizer, RunConfig())
+        with monkeypatch.context() as full:
+            small(tokens, full)
+            assert not attach_reference(table, policy, batch_tokens=128)
+        assert table.ref_logprobs is not None and len(table.ref_logprobs) == len(table.rows)
+        return list(table.ref_logprobs)
+
+    whole = computed(10**9)
+    assert not caplog.records
+    for one, other in zip(computed(64), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert len(caplog.records) == 1  # said once, not for every part
+    with pytest.raises(torch.OutOfMemoryError):
+        computed(2)
+
+
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
 def test_answers(
     method: str,

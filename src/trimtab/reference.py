@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import overload
@@ -19,6 +19,7 @@ from trimtab.feedback.compact import TokenRows
 from trimtab.feedback.numbers import cache_folder, room_for
 from trimtab.fingerprints import of_weights
 from trimtab.policies.language import LanguagePolicy
+from trimtab.room import ERRORS, Room
 
 log = logging.getLogger("trimtab")
 
@@ -121,17 +122,39 @@ def _compute(
 ) -> np.ndarray:
     """The log-probs of all responses, [M]."""
     found, done = room_for(int(ends[-1]), "<f4"), 0
+    room = Room(batch_tokens, "tokens")
     with reference_mode(reference):
         for chunk in by_prompt(table.rows, batch_tokens, shared=reference.trunk.shares):
-            sequences = table.sequences(chunk, reference.device)
-            values = reference.logprobs(sequences)
-            for row, line, mask in zip(chunk, values.cpu(), sequences.mask.cpu(), strict=True):
-                logprobs = line[mask].numpy()
-                found[ends[row] - len(logprobs) : ends[row]] = logprobs
+            for rows, values in _evaluated(table, reference, chunk, batch_tokens, room):
+                for row, logprobs in zip(rows, values, strict=True):
+                    found[ends[row] - len(logprobs) : ends[row]] = logprobs
             done += len(chunk)
             if progress:
                 progress(done, len(table.rows))
     return found
+
+
+def _evaluated(
+    table: Table, reference: LanguagePolicy, chunk: list[int], most: int, room: Room
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Rows of a chunk of `most` tokens and the log-probs of their responses, in parts that memory takes."""
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        parts = by_prompt([table.rows[row] for row in rows], room.size, shared=reference.trunk.shares)
+        return [[rows[place] for place in part] for part in parts]
+
+    left = [chunk] if room.size == most else cut(chunk)
+    while left:
+        rows = left.pop()
+        try:
+            sequences = table.sequences(rows, reference.device)
+            values = reference.logprobs(sequences).cpu()
+        except ERRORS as error:
+            lengths = [len(prompt) + len(response) for prompt, response in (table.rows[row] for row in rows)]
+            room.halve(error, sum(lengths), max(lengths))
+            left += cut(rows)
+            continue
+        yield rows, [line[mask].numpy() for line, mask in zip(values, sequences.mask.cpu(), strict=True)]
 
 
 def reference_mode(policy: LanguagePolicy) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError, check_bounds, check_positive
+from trimtab.objectives.advantages import discounted
 from trimtab.policies.base import ABSENT
 from trimtab.policies.control import ControlPolicy, Steps
 from trimtab.policies.moments import Moments
@@ -250,11 +251,11 @@ class Environment:
         """Rewards [E, T] over the standard deviation of discounted returns, these among them."""
         if self.whole_episodes:
             self.discounted[:] = 0.0
-        returns = np.empty_like(rewards, dtype=np.float64)
-        for step in range(rewards.shape[1]):
-            self.discounted = self.discounted * self.gamma + rewards[:, step]
-            returns[:, step] = self.discounted
-            self.discounted[ended[:, step]] = 0.0
+        first = rewards.astype(np.float64)
+        first[:, 0] += self.gamma * self.discounted
+        shares = self.gamma * np.roll(~ended, 1, 1)  # of the step before; nothing reads that of the first
+        returns = _backwards(discounted(*(torch.from_numpy(_backwards(x)) for x in (first, shares))).numpy())
+        self.discounted = returns[:, -1] * ~ended[:, -1]
         self.reward_moments.update(returns[mask][:, None])
         return self.reward_moments.scale(rewards)
 
@@ -269,6 +270,11 @@ class _Taken:
     rewards: list[NDArray[Any]] = field(default_factory=list)
     terminated: list[NDArray[Any]] = field(default_factory=list)
     truncated: list[NDArray[Any]] = field(default_factory=list)
+
+
+def _backwards(rows: NDArray[Any]) -> NDArray[Any]:
+    """[E, T] with the last step first."""
+    return np.ascontiguousarray(rows[:, ::-1])
 
 
 def _rows(steps: list[NDArray[Any]]) -> NDArray[Any]:
