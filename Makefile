@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test fuzz check truth base-model reviews addition scores table1 faults clean
+.PHONY: help demo test fuzz check truth base-model reviews addition scores table1 faults gpu clean
 
 help:
 	@echo "make demo        install, then compare all methods on the built-in example (about 8 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make scores      what the presets reach in environments, beside Stable-Baselines3 (hours)"
 	@echo "make table1      clipping, adaptive KL and neither in three environments (about 15 minutes)"
 	@echo "make faults      kills runs, breaks their disks, files and rewards; writes into docs/ (6 minutes)"
+	@echo "make gpu         the tests of tests/gpu on CUDA, then speed and memory there (SOURCES=FOLDER, as in docs/benchmarks.md)"
 	@echo "make base-model  train the built-in base model again from its data"
 
 # torch first, and from the constraints: whatever would pull it later finds it there
@@ -61,6 +62,16 @@ table1: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.faults --document
+
+SOURCES ?= ../shared/data
+ON_GPU := --device cuda --precisions bf16 --sources $(SOURCES)
+
+gpu: $(VENV)/installed-dev
+	$(BIN)/pytest tests/gpu
+	$(BIN)/python -m benchmarks.decoding --device cuda --precision bf16 --models 0.5b 1.5b 7b --batches 1 8 64
+	$(BIN)/python -m benchmarks.language $(ON_GPU) --models 0.5b 1.5b --jobs sft dpo --batch 16
+	$(BIN)/python -m benchmarks.language $(ON_GPU) --models 1.5b 7b --jobs sft dpo --batch 16 --lora-rank 16
+	$(BIN)/python -m benchmarks.language $(ON_GPU) --models 0.5b --jobs grpo ppo
 
 base-model: $(INSTALLED)
 	$(BIN)/python -m trimtab.examples.reviews.base_model \

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.interrupted import Signals
 from tests.online_runs import prepared, same, weights, words
 from trimtab import recorder
 from trimtab.checkpoint import Checkpoints
@@ -25,27 +26,6 @@ ONLINE = [name for name, method in METHODS.items() if method.online]
 CONTROL = ["reinforce", "a2c", "ppo", "ppo_kl", "trpo"]
 DATA = {"sft": tiny.demonstrations, "kto": tiny.thumbs, "score_weighted": tiny.scores}
 CLOCK = {"seconds", "steps_per_second", "tokens_per_second"}
-
-
-class Signals:
-    """Stands in for the real ones: says after so many looks that a signal came."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    def __call__(self) -> "Signals":
-        return self
-
-    def __enter__(self) -> "Signals":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @property
-    def asked(self) -> int | None:
-        self.looks -= 1
-        return signal.SIGTERM if self.looks in {0, -1} else None  # looked at twice
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look, li
     x = decoder.embed_tokens(tokens)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     cos, sin = (part[0, :, None].to(dtype) for part in decoder.rotary_emb(x, positions[None]))
+    sin[..., : sin.shape[-1] // 2].neg_()  # as `_rotated` takes it
     for layer in decoder.layers:
         arguments = (layer, x, (cos, sin), look, linear)
         if decoder.training and getattr(layer, "gradient_checkpointing", False):
@@ -64,7 +65,7 @@ def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look, li
 
 
 def _layer(layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], look: Look, linear: Linear) -> Tensor:
-    """[N, H] -> [N, H], with cosines and sines [N, 1, D] of the positions."""
+    """[N, H] -> [N, H], with cosines and signed sines [N, 1, D] of the positions."""
     attention, mlp, dtype = layer.self_attn, layer.mlp, turns[0].dtype
     heads = (len(x), -1, attention.head_dim)
     h = _norm(layer.input_layernorm, x, dtype)
@@ -72,15 +73,30 @@ def _layer(layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], look: Look, line
     query, key, value = (linear(projection, h).view(heads) for projection in projections)
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query, dtype), _norm(attention.k_norm, key, dtype)
-    query, key = _Rotation.apply(query, *turns), _Rotation.apply(key, *turns)
+    query, key = (_called(_Rotation, _rotated, part, *turns) for part in (query, key))
     x = x + linear(attention.o_proj, look(attention, query, key, value).flatten(1))
     h = _norm(layer.post_attention_layernorm, x, dtype)
-    return x + linear(mlp.down_proj, _Swiglu.apply(linear(mlp.gate_proj, h), linear(mlp.up_proj, h)))
+    gated = _called(_Swiglu, _gated, linear(mlp.gate_proj, h), linear(mlp.up_proj, h))
+    return x + linear(mlp.down_proj, gated)
 
 
 def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., H] over its last dimension, in this precision."""
-    return _RmsNorm.apply(x, module.weight, module.variance_epsilon, dtype)
+    return _called(_RmsNorm, _normed, x, module.weight, module.variance_epsilon, dtype)
+
+
+def _called(function: Any, plain: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """An autograd function, or without gradient its formula: token by token, the difference is seen."""
+    return function.apply(*inputs) if torch.is_grad_enabled() else plain(*inputs)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return (x * _scale(x, eps)).mul_(weight).to(dtype)
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """r of `_RmsNorm`; not the square of a norm, whose root and square cost digits."""
+    return x.to(_sums(x)).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -89,8 +105,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         x, weight, eps, dtype = inputs
-        # not the square of a norm, whose root and square cost digits
-        scale = x.to(_sums(x)).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight).to(dtype)
 
@@ -109,14 +124,14 @@ class _RmsNorm(torch.autograd.Function):
 class _Rotation(torch.autograd.Function):
     """Rotary positions (Su et al. 2021): (a, b) -> (a cos - b sin, b cos + a sin); back by the other angle.
 
-    [N, heads, D] with cos and sin [N, 1, D], both halves of which are equal.
+    [N, heads, D] with cos and signed sin [N, 1, D]: (c, c) and (-s, s).
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         x, cos, sin = inputs
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -125,13 +140,9 @@ class _Rotation(torch.autograd.Function):
         return _rotated(grads[0], cos, sin, -1), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    (a, b), (c, _), (s, _) = x.chunk(2, -1), cos.chunk(2, -1), sin.chunk(2, -1)
-    out = torch.empty_like(x, dtype=cos.dtype)
-    first, second = out.chunk(2, -1)
-    torch.mul(a, c, out=first).addcmul_(b, s, value=-direction)
-    torch.mul(b, c, out=second).addcmul_(a, s, value=direction)
-    return out
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int = 1) -> Tensor:
+    """(a, b) (c, c) + (b, a) (-s, s)"""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin, value=direction)
 
 
 class _Swiglu(torch.autograd.Function):
@@ -141,14 +152,18 @@ class _Swiglu(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         gate, up = inputs
         ctx.save_for_backward(gate, up)
-        return torch.nn.functional.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         gate, up = ctx.saved_tensors
         of_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return of_gate, torch.nn.functional.silu(gate).mul_(grads[0])
+        return of_gate, _gated(gate, grads[0])
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.nn.functional.silu(gate).mul_(up)
 
 
 def _sums(x: Tensor) -> torch.dtype:
