@@ -1,4 +1,4 @@
-"""Chunked log-probs against torch's own log_softmax, and the masked reductions."""
+"""Log-probs block by block against torch's own log_softmax, and the masked reductions."""
 
 import math
 
@@ -10,6 +10,7 @@ from trimtab.objectives import logprobs
 from trimtab.objectives.logprobs import masked_mean, masked_sum, token_logprobs, token_logprobs_and_entropy
 
 VOCABULARY = 11
+BLOCKS = [(1, 1), (3, 4), (7, 11), (2, 100), (100, 5)]  # rows and columns of 7 and 11: uneven, exact, single
 
 
 def inputs(rows: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -38,13 +39,12 @@ def test_literal() -> None:
     assert value.tolist() == pytest.approx([math.log(0.75)])
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 7, 100])  # 7 rows: uneven, exact and single chunks
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_values_and_gradients_equal_log_softmax(
-    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int], with_bias: bool
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
-    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_block", lambda *_: block)
     hidden, weight, targets, bias = inputs(dtype=torch.float32)
     upstream = torch.linspace(-1, 2, len(targets))
     results = []
@@ -59,15 +59,14 @@ def test_values_and_gradients_equal_log_softmax(
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_below_a_frozen_head_the_gradient_is_the_same(
-    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int], temperature: float, dtype: torch.dtype
 ) -> None:
     """Where the head learns the logits are computed twice, and where it is frozen once."""
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
-    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_block", lambda *_: block)
     hidden, weight, targets, bias = (t.to(dtype) if t.is_floating_point() else t for t in inputs())
     calls = []
     monkeypatch.setattr(logprobs, "linear", lambda *a: calls.append(1) or torch.nn.functional.linear(*a))
@@ -89,7 +88,7 @@ def test_without_gradients_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None
     hidden, weight, targets, _ = inputs(dtype=torch.float32)
     hidden.requires_grad_()
     made: list[int] = []
-    monkeypatch.setattr(logprobs, "_differentiate", lambda *_: made.append(1))
+    monkeypatch.setattr(logprobs, "_add_product", lambda *_: made.append(1))
     with torch.no_grad():
         token_logprobs(hidden, weight, targets)
     assert not made
@@ -113,14 +112,13 @@ def test_literal_temperature_and_entropy() -> None:
     assert entropy.tolist() == pytest.approx([-0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
 @pytest.mark.parametrize("part", ["log-probs", "entropy", "both"])
 def test_gradients_of_entropy_equal_autograd(
-    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, part: str
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int], temperature: float, part: str
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
-    monkeypatch.setattr(logprobs, "PIECE_ELEMENTS", 2 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_block", lambda *_: block)
     hidden, weight, targets, bias = inputs(dtype=torch.float32)
     upstream = torch.linspace(-1, 2, len(targets)) * (part != "entropy")
     upstream_entropy = torch.linspace(3, -1, len(targets)) * (part != "log-probs")

@@ -26,9 +26,9 @@ def with_adapter(**settings: Any) -> LanguagePolicy:
     return LanguagePolicy(model, letter_tokenizer())
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 5, 1000])
-def test_the_chunked_head_equals_all_the_logits(monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * 40)
+@pytest.mark.parametrize("held", [1, 5 * 40, 1000 * 40])
+def test_the_head_in_blocks_equals_all_the_logits(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(logprobs, "HELD_ON_CPU", held)
     learner, sequences = policy(), pack(ROWS)
     with torch.no_grad():
         ours = learner.logprobs(sequences)[sequences.mask]

@@ -25,8 +25,8 @@ The backward pass holds gradients of about what one layer keeps, or, where that 
 holds on a CPU (`policies.cpu_attention`): queries, keys, values, output and its gradient, 5 c Q and in bf16
 20 Q again in fp32, three gradients 12 Q, and their sums 4 (Q + 2K). peft's own layers in bf16 add 8 I: the
 input of A in fp32, and its gradient. With checkpointing a layer keeps its input only, r H, and one layer at a
-time everything. The head holds a chunk of logits in fp32 and in the run's precision
-(`objectives.logprobs.CHUNK_ELEMENTS`), and its matrix's gradient once more while it is added up.
+time everything. The head holds a block of logits in fp32 and in the run's precision
+(`objectives.logprobs.HELD`), and its matrix's gradient once more while it is added up.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from trimtab.hub import only_local
-from trimtab.objectives.logprobs import CHUNK_ELEMENTS
+from trimtab.objectives.logprobs import HELD, HELD_ON_CPU
 from trimtab.policies.folders import Source, look, reading
 from trimtab.policies.fused import is_of_family
 from trimtab.policies.load import ModelConfig, lora_config, resolve_device, resolve_precision
@@ -195,7 +195,7 @@ class Estimate:
         weights, gradients, moments: see the module.
         copies: of trained matrices in bf16.
         activations: kept for the backward pass, and its own of one layer.
-        head: a chunk of logits, and the head's gradient as it is added up.
+        head: a block of logits, and the head's gradient as it is added up.
         reference: a second model that is held all the time.
         critic: one with weights, gradients and moments of its own.
     """
@@ -239,7 +239,7 @@ def estimate(
     activations += (tokens + predicted) * c * s.hidden
     if critic in ("adapter", "model"):  # a second pass through layers of its own, kept as well
         activations += tokens * s.kept_by_layer * (1 if s.checkpointing else s.layers)
-    chunk = min(CHUNK_ELEMENTS, predicted * s.vocabulary) * (4 + c)
+    block = min(HELD_ON_CPU if s.cpu else HELD, predicted * s.vocabulary) * (4 + c)
     matrix = 0 if s.adapted else s.vocabulary * s.hidden * 4
     own = {"adapter": s.trained * 16, "model": s.parameters * 16}.get(critic, 0)
     return Estimate(
@@ -248,7 +248,7 @@ def estimate(
         moments=s.trained * 8,
         copies=s.multiplied * 2 if s.bf16 else 0,
         activations=activations,
-        head=chunk + matrix,
+        head=block + matrix,
         reference=s.parameters * 4 if reference else 0,
         critic=own,
     )

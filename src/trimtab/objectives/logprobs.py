@@ -1,6 +1,8 @@
 """Log-probabilities of chosen tokens, and the means and sums that are taken of them."""
 
+import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from torch.nn.functional import linear, pad
 
 from trimtab.objectives.sizes import rounded_up, rounds_up
 
-CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in fp32; larger chunks were not faster on CPU
-PIECE_ELEMENTS = 2**18  # of these worked on at once on a CPU, whose cache holds them
+HELD = 2**23  # logits held at once
+HELD_ON_CPU = 2**18  # there, where the cache holds them: 1 MB in fp32
 
 
 def token_logprobs(
@@ -26,9 +28,9 @@ def token_logprobs(
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature)[targets], without ever holding all the logits.
 
-    The head and the softmax run over chunks of rows; the backward pass computes each chunk's logits again
-    instead of keeping them, but below a frozen head, as with adapters, where the forward pass can do all that
-    needs them. Exact: the same sums as the plain computation.
+    The head and the softmax run over blocks of rows and of the vocabulary; the backward pass computes each
+    block's logits again instead of keeping them, but below a frozen head, as with adapters, where the forward
+    pass can do all that needs them. Exact: the same sums as the plain computation.
 
     Args:
         hidden: [N, H] last hidden states at the positions that predict.
@@ -72,32 +74,89 @@ def _apply(
     if rounded and rounds_up(hidden):
         spare = rounded_up(count) - count
         hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare))
-    logprobs, spread = _ChunkedLogprobs.apply(
+    logprobs, spread = _BlockedLogprobs.apply(
         hidden, weight, targets, bias, temperature, entropy, early and torch.is_grad_enabled()
     )
     return logprobs[:count], spread[:count]
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None
-) -> Iterator[tuple[slice, Tensor, list[tuple[slice, Tensor]]]]:
-    """Some rows, their logits in the run's precision, and these in pieces, which share their memory."""
-    size, count = max(1, CHUNK_ELEMENTS // len(weight)), len(hidden)
-    small = max(1, PIECE_ELEMENTS // len(weight)) if hidden.device.type == "cpu" else size
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        logits = linear(hidden[rows], weight, bias)
-        places = range(start, rows.stop, small)
-        pieces = [slice(place, min(place + small, rows.stop)) for place in places]
-        yield rows, logits, [(piece, logits[piece.start - start : piece.stop - start]) for piece in pieces]
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _exact(logits: Tensor, temperature: float) -> Tensor:
-    """In float32: the logits themselves if they are, and the temperature is 1."""
-    return logits.float() if temperature == 1 else logits.float() / temperature
+def _block(count: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """Rows and columns of the logits that are held at once."""
+    most = HELD_ON_CPU if device.type == "cpu" else HELD
+    rows = max(1, min(count, max(math.isqrt(most), most // vocabulary)))
+    return rows, max(1, most // rows)
 
 
-class _ChunkedLogprobs(torch.autograd.Function):
+def _part(bias: Tensor | None, columns: slice) -> Tensor | None:
+    return None if bias is None else bias[columns]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """[n, B] in float32, of a product in the run's precision."""
+    logits = linear(hidden, weight, bias).float()
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _placed(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """[n, 1] where in these columns each target is, or any place, and whether it is there."""
+    place = targets[:, None] - columns.start
+    last = columns.stop - columns.start - 1
+    return place.clamp(0, last), (place >= 0) & (place <= last)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right, in their precision, to what may have a higher one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+class _Softmax:
+    """What is known of some rows' distributions after some columns of their logits l (Milakov & Gimelshein
+    2018, arXiv:1805.02867).
+
+    Attributes, all [n, 1], with m the largest logit so far:
+        top: m.
+        chosen: the target's logit.
+        others, weighted: sums of e^(l - m) and of e^(l - m) l over all but the target, which is added at the
+            end: 1 - p of a choice that is nearly sure keeps its digits.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+        self.top = targets.new_full((len(targets), 1), -torch.inf, dtype=torch.float32)
+        self.chosen, self.others, self.weighted = (torch.zeros_like(self.top) for _ in range(3))
+
+    def take(self, logits: Tensor, columns: slice, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """e^(l - m) of these columns [n, B], 0 at the target, and what earlier sums shrink by [n, 1]."""
+        place, inside = _placed(self.targets, columns)
+        own = logits.gather(1, place)
+        self.chosen = torch.where(inside, own, self.chosen)
+        before, self.top = self.top, torch.maximum(self.top, logits.amax(1, keepdim=True))
+        masses = torch.sub(logits, self.top, out=None if with_entropy else logits).exp_()
+        masses.scatter_(1, place, (own - self.top).exp_().masked_fill_(inside, 0.0))
+        shrink = (before - self.top).exp_()
+        self.others = self.others * shrink + masses.sum(1, keepdim=True)
+        if with_entropy:
+            self.weighted = self.weighted * shrink + (masses * logits).sum(1, keepdim=True)
+        return masses, shrink
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[n, 1] each: log-prob of the target, log-sum-exp, entropy, and the sum of e^(l - m)."""
+        own = (self.chosen - self.top).exp_()
+        total = self.others + own
+        log_total = total.log()
+        normaliser = self.top + log_total
+        entropy = normaliser - (self.weighted + own * self.chosen) / total
+        return self.chosen - self.top - log_total, normaliser, entropy, total
+
+
+class _BlockedLogprobs(torch.autograd.Function):
     """d logp_i / d logits_i = onehot(target_i) - p_i;  d H_i / d logits_i = -p_i (log p_i + H_i).
 
     Where the head is frozen, d logp_i / d hidden_i = (onehot(target_i) - p_i) W / temperature is all that the
@@ -110,82 +169,67 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, bias, temperature, with_entropy, early = inputs
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
         ctx.is_frozen = early and needs_hidden and not (needs_weight or needs_bias)
-        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        logprobs = hidden.new_empty(len(hidden), 1, dtype=torch.float32)
         normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         of_hidden = torch.empty_like(hidden) if ctx.is_frozen else None
-        share = logprobs.new_full((), 1 / temperature)
-        for rows, whole, pieces in _chunks(hidden, weight, bias):
-            for part, piece in pieces:
-                logits = _exact(piece, temperature)
-                normaliser[part] = logits.logsumexp(-1)
-                logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normaliser[part]
-                if with_entropy:
-                    p = (logits - normaliser[part, None]).exp_()
-                    entropy[part] = normaliser[part] - p.mul_(logits).sum(-1)
-                if of_hidden is not None:
-                    log_p = logits.sub_(normaliser[part, None])
-                    _differentiate(piece, log_p, targets[part], -share, share.expand(len(piece), 1))
-            if of_hidden is not None:
-                torch.mm(whole, weight, out=of_hidden[rows])
+        height, width = _block(len(hidden), len(weight), hidden.device)
+        for rows in _slices(len(hidden), height):
+            softmax = _Softmax(targets[rows])
+            toward = hidden.new_zeros(hidden[rows].shape, dtype=torch.float32) if ctx.is_frozen else None
+            for columns in _slices(len(weight), width):
+                logits = _logits(hidden[rows], weight[columns], _part(bias, columns), temperature)
+                masses, shrink = softmax.take(logits, columns, with_entropy)
+                if toward is not None:
+                    _add_product(toward.mul_(shrink), masses.to(weight.dtype), weight[columns])
+            logprobs[rows], normaliser[rows], spread, total = softmax.results()
+            if with_entropy:
+                entropy[rows] = spread
+            if of_hidden is not None and toward is not None:
+                own = weight[targets[rows]] * softmax.others
+                of_hidden[rows] = own.sub_(toward).div_(total * temperature)
         kept = (hidden, weight, targets, bias, normaliser, entropy) if of_hidden is None else (of_hidden,)
         ctx.save_for_backward(*kept)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
-        return logprobs, entropy
+        return logprobs[:, 0], entropy[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """[N], [N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
-        grad, grad_entropy = grads
+        grad, grad_entropy = (part[:, None] for part in grads)
         if ctx.is_frozen:
             [of_hidden] = ctx.saved_tensors
-            scaled = torch.mul(of_hidden, grad[:, None], out=torch.empty_like(of_hidden))
+            scaled = torch.mul(of_hidden, grad, out=torch.empty_like(of_hidden))
             return scaled, None, None, None, None, None, None
         hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
-        needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # sums over rows keep fp32, whatever the precision of the run
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for rows, whole, pieces in _chunks(hidden, weight, bias):
-            for part, piece in pieces:
-                log_p = _exact(piece, ctx.temperature).sub_(normaliser[part, None])
-                of_chosen = grad[part, None].float() / ctx.temperature
-                weights = of_chosen.neg()
-                if ctx.with_entropy:
-                    surprise = log_p + entropy[part, None]
-                    weights = surprise.mul_(-grad_entropy[part, None] / ctx.temperature).add_(weights)
-                found = _differentiate(piece, log_p, targets[part], weights, of_chosen)
-                if grad_bias is not None:
-                    grad_bias += found.sum(0)
-            if grad_hidden is not None:
-                grad_hidden[rows] = whole @ weight
-            if grad_weight is not None:
-                grad_weight += whole.T @ hidden[rows]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None,
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+        grad, grad_entropy = grad / ctx.temperature, grad_entropy / ctx.temperature
+        needed = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
+        # sums over blocks keep fp32, whatever the precision of the run
+        of_hidden, of_weight, of_bias = (
+            torch.zeros_like(given, dtype=torch.float32) if is_needed else None
+            for given, is_needed in zip((hidden, weight, bias), needed, strict=True)
         )
-
-
-def _differentiate(
-    piece: Tensor, log_p: Tensor, targets: Tensor, weights: Tensor, of_chosen: Tensor
-) -> Tensor:
-    """weights p + of_chosen onehot(target), in float32; logits [n, V] are replaced by it, and log_p too.
-
-    Args:
-        weights: [n, V], or what spreads to that.
-        of_chosen: [n, 1].
-    """
-    found = log_p.exp_().mul_(weights).scatter_add_(-1, targets[:, None], of_chosen)
-    if found.data_ptr() != piece.data_ptr():
-        piece.copy_(found)
-    return found
+        height, width = _block(len(hidden), len(weight), hidden.device)
+        for rows, columns in product(_slices(len(hidden), height), list(_slices(len(weight), width))):
+            log_p = _logits(hidden[rows], weight[columns], _part(bias, columns), ctx.temperature)
+            log_p.sub_(normaliser[rows])
+            weights = -grad[rows]
+            if ctx.with_entropy:
+                weights = (log_p + entropy[rows]).mul_(-grad_entropy[rows]).add_(weights)
+            place, inside = _placed(targets[rows], columns)
+            found = log_p.exp_().mul_(weights).scatter_add_(1, place, grad[rows] * inside)
+            low = found.to(weight.dtype)
+            if of_hidden is not None:
+                _add_product(of_hidden[rows], low, weight[columns])
+            if of_weight is not None:
+                _add_product(of_weight[columns], low.T, hidden[rows])
+            if of_bias is not None:
+                of_bias[columns] += found.sum(0)
+        of_hidden, of_weight, of_bias = (
+            None if gradient is None else gradient.to(given.dtype)
+            for gradient, given in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
+        )
+        return of_hidden, of_weight, None, of_bias, None, None, None
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class _Swiglu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         gate, up = ctx.saved_tensors
-        of_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        of_gate = torch.ops.aten.silu_backward(grads[0], gate).mul_(up)
         return of_gate, _gated(gate, grads[0])
 
 
