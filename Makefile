@@ -67,7 +67,7 @@ SOURCES ?= ../shared/data
 ON_GPU := --device cuda --precisions bf16 --sources $(SOURCES)
 
 gpu: $(VENV)/installed-dev
-	$(BIN)/pytest tests/gpu
+	TRIMTAB_TEST_DEVICE=cuda $(BIN)/pytest tests/gpu
 	$(BIN)/python -m benchmarks.decoding --device cuda --precision bf16 --models 0.5b 1.5b 7b --batches 1 8 64
 	$(BIN)/python -m benchmarks.language $(ON_GPU) --models 0.5b 1.5b --jobs sft dpo --batch 16
 	$(BIN)/python -m benchmarks.language $(ON_GPU) --models 1.5b 7b --jobs sft dpo --batch 16 --lora-rank 16

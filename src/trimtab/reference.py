@@ -152,7 +152,7 @@ def _evaluated(
         except ERRORS as error:
             lengths = [len(prompt) + len(response) for prompt, response in (table.rows[row] for row in rows)]
             room.halve(error, sum(lengths), max(lengths))
-            left += cut(rows)
+            left = [part for whole in (*left, rows) for part in cut(whole)]  # some may be too large by now
             continue
         yield rows, [line[mask].numpy() for line, mask in zip(values, sequences.mask.cpu(), strict=True)]
 

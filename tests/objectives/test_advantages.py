@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.objectives.advantages import (
+    discounted,
     explained_variance,
     gae,
     group_relative,
@@ -28,6 +29,21 @@ class Episode:
     rewards: list[float]
     values: list[float]
     end: str  # terminated | truncated | open: the rollout stops, the episode would go on
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7, 8, 33])
+def test_discounted_sums_are_those_of_a_loop(steps: int) -> None:
+    generator = torch.Generator().manual_seed(steps)
+    values, shares = (torch.rand(3, steps, generator=generator, dtype=torch.float64) for _ in range(2))
+    shares[0, steps // 2 :] = 0.0
+    expected, running = torch.zeros_like(values), torch.zeros(3, dtype=torch.float64)
+    for step in reversed(range(steps)):
+        running = values[:, step] + shares[:, step] * running
+        expected[:, step] = running
+    given = values.clone(), shares.clone()
+    torch.testing.assert_close(discounted(*given), expected, rtol=1e-13, atol=0)
+    assert torch.equal(given[0], values) and torch.equal(given[1], shares)
+    assert torch.autograd.gradcheck(discounted, [given[0].requires_grad_(), given[1].requires_grad_()])
 
 
 def random_row(rng: random.Random) -> list[Episode]:

@@ -84,6 +84,55 @@ def test_below_a_frozen_head_the_gradient_is_the_same(
         torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("learns", [False, True])
+def test_words_that_cannot_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int], learns: bool
+) -> None:
+    """A bias of minus infinity, for a whole block and more."""
+    monkeypatch.setattr(logprobs, "_block", lambda *_: block)
+    hidden, weight, _, bias = inputs(dtype=torch.float32)
+    bias[:6] = -torch.inf
+    targets = torch.tensor([6, 7, 8, 9, 10, 6, 7])
+    results = []
+    for function in (token_logprobs, plain):
+        leaf, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(learns)
+        value = function(leaf, head, targets, bias)
+        value.sum().backward()
+        results.append((value, leaf.grad))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_number_stays_so_and_what_is_no_word_is_refused() -> None:
+    hidden, weight, targets, _ = inputs(dtype=torch.float32)
+    hidden[2, 0] = torch.nan
+    found = token_logprobs(hidden, weight, targets)
+    assert found.isnan().tolist() == [False, False, True, False, False, False, False]
+    for wrong in (-100, VOCABULARY):
+        with pytest.raises(IndexError, match="from 0 to 10"):
+            token_logprobs(hidden, weight, torch.full((7,), wrong))
+    assert token_logprobs(hidden[:0], weight, targets[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 40, 8_192, 151_936])
+@pytest.mark.parametrize("count", [1, 7, 500, 999, 20_000])
+def test_a_block_is_no_larger_than_what_is_held(vocabulary: int, count: int) -> None:
+    for device, most in (("cpu", logprobs.HELD_ON_CPU), ("cuda", logprobs.HELD)):
+        rows, columns = logprobs._block(count, vocabulary, torch.device(device))
+        assert 1 <= rows <= count and columns >= 1 and rows * columns <= most
+        assert columns % 64 == 0 or columns < 64
+        if count * vocabulary > most:  # and not much smaller
+            assert min(rows, count) * min(columns, vocabulary) > 0.4 * min(most, count * vocabulary)
+
+
+def test_entropy_of_shifted_logits_keeps_its_digits() -> None:
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[1000.0], [1000.0], [999.0]])
+    entropy = token_logprobs_and_entropy(hidden, weight, torch.tensor([0]))[1]
+    chances = torch.tensor([1.0, 1.0, math.exp(-1)]) / (2 + math.exp(-1))
+    assert entropy.item() == pytest.approx(-float((chances * chances.log()).sum()), rel=1e-6)
+
+
 def test_without_gradients_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets, _ = inputs(dtype=torch.float32)
     hidden.requires_grad_()

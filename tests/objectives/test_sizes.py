@@ -44,7 +44,7 @@ def policy(autocast: torch.dtype | None = torch.bfloat16) -> LanguagePolicy:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """How many rows went through the layers, and how many through the head."""
     counts: dict[str, list[int]] = {"layers": [], "head": []}
-    fused, chunked = trunk.fused_hidden, logprobs._BlockedLogprobs.forward
+    fused, blocked = trunk.fused_hidden, logprobs._BlockedLogprobs.forward
 
     def layers(decoder: Any, tokens: Tensor, *rest: Any) -> Tensor:
         counts["layers"].append(len(tokens))
@@ -52,7 +52,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
     def head(ctx: Any, hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         counts["head"].append(len(hidden))
-        return chunked(ctx, hidden, *rest)
+        return blocked(ctx, hidden, *rest)
 
     monkeypatch.setattr(trunk, "fused_hidden", layers)
     monkeypatch.setattr(logprobs._BlockedLogprobs, "forward", staticmethod(head))

@@ -26,7 +26,8 @@ holds on a CPU (`policies.cpu_attention`): queries, keys, values, output and its
 20 Q again in fp32, three gradients 12 Q, and their sums 4 (Q + 2K). peft's own layers in bf16 add 8 I: the
 input of A in fp32, and its gradient. With checkpointing a layer keeps its input only, r H, and one layer at a
 time everything. The head holds a block of logits in fp32 and in the run's precision
-(`objectives.logprobs.HELD`), and its matrix's gradient once more while it is added up.
+(`objectives.logprobs.HELD`, `HELD_ON_CPU`), and in fp32 the gradients of its matrix and of the hidden
+states while they are added up.
 """
 
 from dataclasses import dataclass, field
@@ -240,7 +241,7 @@ def estimate(
     if critic in ("adapter", "model"):  # a second pass through layers of its own, kept as well
         activations += tokens * s.kept_by_layer * (1 if s.checkpointing else s.layers)
     block = min(HELD_ON_CPU if s.cpu else HELD, predicted * s.vocabulary) * (4 + c)
-    matrix = 0 if s.adapted else s.vocabulary * s.hidden * 4
+    sums = 0 if s.adapted else (s.vocabulary + predicted) * s.hidden * 4
     own = {"adapter": s.trained * 16, "model": s.parameters * 16}.get(critic, 0)
     return Estimate(
         weights=(s.parameters - s.trained) * s.bytes_of_weight + s.trained * 4,
@@ -248,7 +249,7 @@ def estimate(
         moments=s.trained * 8,
         copies=s.multiplied * 2 if s.bf16 else 0,
         activations=activations,
-        head=block + matrix,
+        head=block + sums,
         reference=s.parameters * 4 if reference else 0,
         critic=own,
     )

@@ -6,6 +6,7 @@ tensors are rows of steps; `mask` is true where the policy chose, and what stand
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def discounted(values: Tensor, shares: Tensor) -> Tensor:
@@ -14,10 +15,10 @@ def discounted(values: Tensor, shares: Tensor) -> Tensor:
     After k rounds a step knows the 2^k that follow, and takes what they know of the next 2^k (Hillis & Steele
     1986, Data parallel algorithms): a loop over T small sums takes several times as long.
     """
-    found, shares, reach = values.clone(), shares.clone(), 1
+    found, reach = values.clone(), 1
     while reach < values.shape[1]:
-        found[:, :-reach] += shares[:, :-reach] * found[:, reach:]
-        shares[:, :-reach] = shares[:, :-reach] * shares[:, reach:]
+        found = torch.addcmul(found, shares, pad(found[:, reach:], (0, reach)))
+        shares = shares * pad(shares[:, reach:], (0, reach))
         reach *= 2
     return found
 

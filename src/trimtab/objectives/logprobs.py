@@ -14,6 +14,7 @@ from trimtab.objectives.sizes import rounded_up, rounds_up
 
 HELD = 2**23  # logits held at once
 HELD_ON_CPU = 2**18  # there, where the cache holds them: 1 MB in fp32
+ALIGNED = 64
 
 
 def token_logprobs(
@@ -35,7 +36,7 @@ def token_logprobs(
     Args:
         hidden: [N, H] last hidden states at the positions that predict.
         weight: [V, H] output embedding.
-        targets: [N] the tokens that were chosen.
+        targets: [N] the tokens that were chosen, all of the vocabulary.
         bias: [V] or None.
         rounded: whether rows may be added to reach a number that comes again (`sizes`).
         early: whether the gradient of `hidden` is made in the forward pass where the head is frozen.
@@ -67,6 +68,8 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:
     hidden, weight, targets, bias = inputs
     device = hidden.device.type
+    if device == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise IndexError(f"targets must be from 0 to {len(weight) - 1}, the vocabulary")
     if torch.is_autocast_enabled(device):  # autocast does not reach into the backward pass below
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -85,10 +88,11 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _block(count: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
-    """Rows and columns of the logits that are held at once."""
+    """Rows and columns of the logits that are held at once; columns in the steps that kernels like."""
     most = HELD_ON_CPU if device.type == "cpu" else HELD
     rows = max(1, min(count, max(math.isqrt(most), most // vocabulary)))
-    return rows, max(1, most // rows)
+    columns = max(1, most // rows)
+    return rows, columns - columns % ALIGNED if columns > ALIGNED else columns
 
 
 def _part(bias: Tensor | None, columns: slice) -> Tensor | None:
@@ -123,37 +127,43 @@ class _Softmax:
     Attributes, all [n, 1], with m the largest logit so far:
         top: m.
         chosen: the target's logit.
-        others, weighted: sums of e^(l - m) and of e^(l - m) l over all but the target, which is added at the
-            end: 1 - p of a choice that is nearly sure keeps its digits.
+        others, weighted: sums of e^(l - m) and of e^(l - m) (l - m) over all but the target, which is added
+            at the end: so 1 - p = others / total, below a frozen head, keeps its digits where p is nearly 1.
     """
 
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets
-        self.top = targets.new_full((len(targets), 1), -torch.inf, dtype=torch.float32)
+        lowest = torch.finfo(torch.float32).min  # from -inf a first block of -inf would be no number
+        self.top = targets.new_full((len(targets), 1), lowest, dtype=torch.float32)
         self.chosen, self.others, self.weighted = (torch.zeros_like(self.top) for _ in range(3))
 
     def take(self, logits: Tensor, columns: slice, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        """e^(l - m) of these columns [n, B], 0 at the target, and what earlier sums shrink by [n, 1]."""
+        """e^(l - m) of these columns [n, B], 0 at the target, and what earlier sums shrink by [n, 1].
+
+        The logits are overwritten.
+        """
         place, inside = _placed(self.targets, columns)
         own = logits.gather(1, place)
         self.chosen = torch.where(inside, own, self.chosen)
         before, self.top = self.top, torch.maximum(self.top, logits.amax(1, keepdim=True))
-        masses = torch.sub(logits, self.top, out=None if with_entropy else logits).exp_()
+        shrink = (before - self.top).exp()
+        logits.sub_(self.top)
+        masses = logits.exp() if with_entropy else logits.exp_()
         masses.scatter_(1, place, (own - self.top).exp_().masked_fill_(inside, 0.0))
-        shrink = (before - self.top).exp_()
-        self.others = self.others * shrink + masses.sum(1, keepdim=True)
         if with_entropy:
-            self.weighted = self.weighted * shrink + (masses * logits).sum(1, keepdim=True)
+            earlier = (self.weighted + (before - self.top) * self.others) * shrink
+            self.weighted = earlier + (masses * logits).sum(1, keepdim=True)
+        self.others = self.others * shrink + masses.sum(1, keepdim=True)
         return masses, shrink
 
     def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """[n, 1] each: log-prob of the target, log-sum-exp, entropy, and the sum of e^(l - m)."""
-        own = (self.chosen - self.top).exp_()
+        """Log-prob of the target, log-sum-exp and entropy, [n], and the sum of e^(l - m), [n, 1]."""
+        above = self.chosen - self.top
+        own = above.exp()
         total = self.others + own
         log_total = total.log()
-        normaliser = self.top + log_total
-        entropy = normaliser - (self.weighted + own * self.chosen) / total
-        return self.chosen - self.top - log_total, normaliser, entropy, total
+        entropy = log_total - (self.weighted + own * above) / total
+        return (above - log_total)[:, 0], (self.top + log_total)[:, 0], entropy[:, 0], total
 
 
 class _BlockedLogprobs(torch.autograd.Function):
@@ -169,7 +179,7 @@ class _BlockedLogprobs(torch.autograd.Function):
         hidden, weight, targets, bias, temperature, with_entropy, early = inputs
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
         ctx.is_frozen = early and needs_hidden and not (needs_weight or needs_bias)
-        logprobs = hidden.new_empty(len(hidden), 1, dtype=torch.float32)
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normaliser, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         of_hidden = torch.empty_like(hidden) if ctx.is_frozen else None
         height, width = _block(len(hidden), len(weight), hidden.device)
@@ -190,19 +200,17 @@ class _BlockedLogprobs(torch.autograd.Function):
         kept = (hidden, weight, targets, bias, normaliser, entropy) if of_hidden is None else (of_hidden,)
         ctx.save_for_backward(*kept)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
-        return logprobs[:, 0], entropy[:, 0]
+        return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """[N], [N] -> gradients of hidden [N, H], weight [V, H] and bias [V], those that are asked for."""
-        grad, grad_entropy = (part[:, None] for part in grads)
         if ctx.is_frozen:
             [of_hidden] = ctx.saved_tensors
-            scaled = torch.mul(of_hidden, grad, out=torch.empty_like(of_hidden))
+            scaled = torch.mul(of_hidden, grads[0][:, None], out=torch.empty_like(of_hidden))
             return scaled, None, None, None, None, None, None
-        hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
-        grad, grad_entropy = grad / ctx.temperature, grad_entropy / ctx.temperature
+        hidden, weight, _, bias, *_ = ctx.saved_tensors
         needed = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
         # sums over blocks keep fp32, whatever the precision of the run
         of_hidden, of_weight, of_bias = (
@@ -210,14 +218,8 @@ class _BlockedLogprobs(torch.autograd.Function):
             for given, is_needed in zip((hidden, weight, bias), needed, strict=True)
         )
         height, width = _block(len(hidden), len(weight), hidden.device)
-        for rows, columns in product(_slices(len(hidden), height), list(_slices(len(weight), width))):
-            log_p = _logits(hidden[rows], weight[columns], _part(bias, columns), ctx.temperature)
-            log_p.sub_(normaliser[rows])
-            weights = -grad[rows]
-            if ctx.with_entropy:
-                weights = (log_p + entropy[rows]).mul_(-grad_entropy[rows]).add_(weights)
-            place, inside = _placed(targets[rows], columns)
-            found = log_p.exp_().mul_(weights).scatter_add_(1, place, grad[rows] * inside)
+        for rows, columns in product(_slices(len(hidden), height), _slices(len(weight), width)):
+            found = _of_logits(ctx, rows, columns, *grads)
             low = found.to(weight.dtype)
             if of_hidden is not None:
                 _add_product(of_hidden[rows], low, weight[columns])
@@ -230,6 +232,20 @@ class _BlockedLogprobs(torch.autograd.Function):
             for gradient, given in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
         )
         return of_hidden, of_weight, None, of_bias, None, None, None
+
+
+def _of_logits(ctx: Any, rows: slice, columns: slice, grad: Tensor, grad_entropy: Tensor) -> Tensor:
+    """The gradient of a block's logits, [n, B] in float32, before they are divided by the temperature."""
+    hidden, weight, targets, bias, normaliser, entropy = ctx.saved_tensors
+    log_p = _logits(hidden[rows], weight[columns], _part(bias, columns), ctx.temperature)
+    log_p.sub_(normaliser[rows, None])
+    of_chosen = grad[rows, None] / ctx.temperature
+    weights = -of_chosen
+    if ctx.with_entropy:
+        surprise = log_p + entropy[rows, None]
+        weights = surprise.mul_(-grad_entropy[rows, None] / ctx.temperature).add_(weights)
+    place, inside = _placed(targets[rows], columns)
+    return log_p.exp_().mul_(weights).scatter_add_(1, place, of_chosen * inside)
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:

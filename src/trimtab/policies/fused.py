@@ -54,7 +54,8 @@ def fused_hidden(decoder: Any, tokens: Tensor, positions: Tensor, look: Look, li
     x = decoder.embed_tokens(tokens)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     cos, sin = (part[0, :, None].to(dtype) for part in decoder.rotary_emb(x, positions[None]))
-    sin[..., : sin.shape[-1] // 2].neg_()  # as `_rotated` takes it
+    low, high = sin.chunk(2, -1)
+    sin = torch.cat([-low, high], -1)  # as `_rotated` takes it
     for layer in decoder.layers:
         arguments = (layer, x, (cos, sin), look, linear)
         if decoder.training and getattr(layer, "gradient_checkpointing", False):
@@ -73,25 +74,29 @@ def _layer(layer: Any, x: Tensor, turns: tuple[Tensor, Tensor], look: Look, line
     query, key, value = (linear(projection, h).view(heads) for projection in projections)
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query, dtype), _norm(attention.k_norm, key, dtype)
-    query, key = (_called(_Rotation, _rotated, part, *turns) for part in (query, key))
+    query, key = (_applied(_Rotation, _rotated, part, *turns) for part in (query, key))
     x = x + linear(attention.o_proj, look(attention, query, key, value).flatten(1))
     h = _norm(layer.post_attention_layernorm, x, dtype)
-    gated = _called(_Swiglu, _gated, linear(mlp.gate_proj, h), linear(mlp.up_proj, h))
+    gated = _applied(_Swiglu, _gated, linear(mlp.gate_proj, h), linear(mlp.up_proj, h))
     return x + linear(mlp.down_proj, gated)
 
 
 def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., H] over its last dimension, in this precision."""
-    return _called(_RmsNorm, _normed, x, module.weight, module.variance_epsilon, dtype)
+    return _applied(_RmsNorm, _normed, x, module.weight, module.variance_epsilon, dtype)
 
 
-def _called(function: Any, plain: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """An autograd function, or without gradient its formula: token by token, the difference is seen."""
+def _applied(function: Any, plain: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """An autograd function, or without gradient its formula: which a single token is too short for."""
     return function.apply(*inputs) if torch.is_grad_enabled() else plain(*inputs)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    return (x * _scale(x, eps)).mul_(weight).to(dtype)
+    return _scaled(x, _scale(x, eps), weight).to(dtype)
+
+
+def _scaled(x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    return (x * scale).mul_(weight)
 
 
 def _scale(x: Tensor, eps: float) -> Tensor:
@@ -107,7 +112,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, eps, dtype = inputs
         scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight).to(dtype)
+        return _scaled(x, scale, weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

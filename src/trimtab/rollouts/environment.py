@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.errors import UserError, check_bounds, check_positive
-from trimtab.objectives.advantages import discounted
+from trimtab.objectives import advantages
 from trimtab.policies.base import ABSENT
 from trimtab.policies.control import ControlPolicy, Steps
 from trimtab.policies.moments import Moments
@@ -254,7 +254,8 @@ class Environment:
         first = rewards.astype(np.float64)
         first[:, 0] += self.gamma * self.discounted
         shares = self.gamma * np.roll(~ended, 1, 1)  # of the step before; nothing reads that of the first
-        returns = _backwards(discounted(*(torch.from_numpy(_backwards(x)) for x in (first, shares))).numpy())
+        past = (torch.from_numpy(_backwards(x)) for x in (first, shares))
+        returns = _backwards(advantages.discounted(*past).numpy())
         self.discounted = returns[:, -1] * ~ended[:, -1]
         self.reward_moments.update(returns[mask][:, None])
         return self.reward_moments.scale(rewards)
