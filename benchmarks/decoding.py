@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.language_work import SHAPES
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from benchmarks.language_work import SHAPES, config_of
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from trimtab.policies.language import LanguagePolicy
 from trimtab.rollouts.generate import Sampling, generate
@@ -129,27 +129,14 @@ def random_policy(name: str, dtype: torch.dtype, device: str) -> LanguagePolicy:
     """A model from its configuration, made where it is to run, whose end cannot be drawn."""
     from tokenizers import Tokenizer, models
 
-    vocabulary, hidden, inner, layers, heads, key_heads, tied = SHAPES[name]
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        dtype=dtype,
-    )
+    config = config_of(name, eos_token_id=None, pad_token_id=None, dtype=dtype)
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = Qwen2ForCausalLM(config)
     model.to(dtype).eval()
     words = Tokenizer(models.WordLevel({"</s>": 0}, unk_token="</s>"))
     policy = LanguagePolicy(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>"))
-    policy.end_tokens = {vocabulary}
+    policy.end_tokens = {config.vocab_size}
     return policy
 
 

@@ -170,31 +170,37 @@ def operations(turn: Turn, model: Any, tokens: float) -> float:
 
 def make_models(out: Path, names: list[str], sources: Path) -> None:
     """Random weights with a tokenizer, and others with a reward head, where there are none yet."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+    from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
     for name in names:
         folder = out / "models" / name
         if folder.exists():
             continue
-        vocabulary, hidden, inner, layers, heads, key_heads, tied = SHAPES[name]
-        config = Qwen2Config(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=key_heads,
-            tie_word_embeddings=tied,
-            bos_token_id=None,
-            eos_token_id=SPECIAL.index("<|end|>"),
-            pad_token_id=SPECIAL.index("<|pad|>"),
-        )
+        config = config_of(name, eos_token_id=SPECIAL.index("<|end|>"), pad_token_id=SPECIAL.index("<|pad|>"))
         config.num_labels = 1
         torch.manual_seed(SEED)
         tokenizer = train_tokenizer(sources)
         for kind, place in ((Qwen2ForSequenceClassification, f"{name}_reward"), (Qwen2ForCausalLM, name)):
             kind(config).save_pretrained(out / "models" / place)
             tokenizer.save_pretrained(out / "models" / place)
+
+
+def config_of(name: str, **more: Any) -> Any:
+    """The configuration of a shape."""
+    from transformers import Qwen2Config
+
+    vocabulary, hidden, inner, layers, heads, key_heads, tied = SHAPES[name]
+    return Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        **more,
+    )
 
 
 def train_tokenizer(sources: Path) -> Any:
