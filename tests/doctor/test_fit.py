@@ -58,9 +58,9 @@ def test_the_parts_of_a_step() -> None:
     parts = estimate(SHAPE, 10)
     assert (parts.weights, parts.gradients, parts.moments, parts.copies) == (4000, 4000, 8000, 0)
     assert parts.activations == 10 * 416 * 3 + 20 * 4 * 8
-    assert parts.head == 10 * 10 * 8 + 10 * 8 * 4
-    assert parts.total == 4000 + 4000 + 8000 + 13120 + 1120
-    assert estimate(SHAPE, 10, predicted=4).head == 4 * 10 * 8 + 10 * 8 * 4
+    assert parts.head == 10 * 10 * 8 + (10 + 10) * 8 * 4
+    assert parts.total == 4000 + 4000 + 8000 + 13120 + 1440
+    assert estimate(SHAPE, 10, predicted=4).head == 4 * 10 * 8 + (10 + 4) * 8 * 4
     assert estimate(SHAPE, 10, reference=True).reference == 4000
     assert estimate(SHAPE, 10, critic="model").critic == 16000
     assert estimate(replace(SHAPE, bf16=True), 10).copies == 1600
