@@ -12,12 +12,11 @@ ends early, tokens are drawn at temperature 1, and each row has a prompt of its 
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.language_work import SHAPES, config_of
+from benchmarks.language_work import SHAPES, Meter, config_of
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from trimtab.policies.language import LanguagePolicy
@@ -78,13 +77,11 @@ def row(label: str, policy: LanguagePolicy, rows: int, speed: float, options: ar
 def step_seconds(answer: Callable[[int], Any], options: argparse.Namespace) -> float:
     """Seconds a step, the reading of the prompts left out."""
     answer(2)  # what the first call prepares is in neither
-    times = []
+    meter, times = Meter(options.device), list[float]()
     for new in (1, options.new):
-        synchronise(options.device)
-        start = time.perf_counter()
+        start = meter.now()
         answer(new)
-        synchronise(options.device)
-        times.append(time.perf_counter() - start)
+        times.append(meter.now() - start)
     return (times[1] - times[0]) / (options.new - 1)
 
 
@@ -115,13 +112,11 @@ def bandwidth(device: str) -> float:
     """Bytes a second that copying reads and writes: the best of ten."""
     source = torch.ones(2**28 if device == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
-    times = []
+    meter, times = Meter(device), list[float]()
     for _ in range(10):
-        synchronise(device)
-        start = time.perf_counter()
+        start = meter.now()
         target.copy_(source)
-        synchronise(device)
-        times.append(time.perf_counter() - start)
+        times.append(meter.now() - start)
     return 2 * source.nbytes / min(times)
 
 
@@ -138,11 +133,6 @@ def random_policy(name: str, dtype: torch.dtype, device: str) -> LanguagePolicy:
     policy = LanguagePolicy(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>"))
     policy.end_tokens = {config.vocab_size}
     return policy
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -118,12 +118,8 @@ def test_rows_of_the_reference_that_fit_are_computed_whatever_was_cut_before(
     policy = load_language_policy(ModelConfig(str(tiny.model_folder()), precision="fp32", device="cpu"))
     data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.pairs(tiny.PROMPTS[:2]))
     table = make_table(find("dpo")(), read(data), policy.tokenizer, RunConfig())
-    sizes = [
-        (9, 1, 35),
-        (10, 4, 15),
-        (11, 4, 25),
-        (11, 4, 25),
-    ]  # the prompt's token, its length, the answer's
+    # the prompt's token, its length, the answer's
+    sizes = [(9, 1, 35), (10, 4, 15), (11, 4, 25), (11, 4, 25)]
     table.rows = [([token] * prompt, [5] * answer) for token, prompt, answer in sizes]
     small(41, monkeypatch)
     assert not attach_reference(table, policy, batch_tokens=128)

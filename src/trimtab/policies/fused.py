@@ -87,7 +87,7 @@ def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _applied(function: Any, plain: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """An autograd function, or without gradient its formula: which a single token is too short for."""
+    """An autograd function, or its formula without gradient: for a few tokens its call takes as long."""
     return function.apply(*inputs) if torch.is_grad_enabled() else plain(*inputs)
 
 
