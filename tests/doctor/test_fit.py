@@ -41,33 +41,38 @@ def config(folder: str | None = None, **settings: Any) -> ModelConfig:
 
 def test_a_layer_keeps_what_the_formula_says() -> None:
     assert SHAPE.kept_by_layer == 2 * 4 * 8 + 4 * (2 * 8 + 2 * 4) + 4 * (2 * 8 + 16) + 4 * 2 * 16 == 416
-    assert SHAPE.gradients_of_layer == 416
+    assert SHAPE.gradients_of_layer(9) == SHAPE.gradients_of_layer(999) == 416
     half = replace(SHAPE, bf16=True)
-    assert half.gradients_of_layer == 5 * 2 * 8 + 20 * 8 + 12 * 8 + 4 * (8 + 2 * 4) == 400
-    assert replace(half, cpu=False).gradients_of_layer == 240
-    assert replace(half, cpu=False, adapted=True).gradients_of_layer == 272 + 8 * 16
+    assert half.gradients_of_layer(399) == 5 * 2 * 8 + 20 * 8 + 12 * 8 + 4 * (8 + 2 * 4) == 400
+    assert half.gradients_of_layer(400) == half.kept_by_layer == 240
+    assert replace(half, queries=32).gradients_of_layer(400) == 8 * 2 * 32 + 4 * (32 + 2 * 4) == 672
+    assert replace(half, cpu=False).gradients_of_layer(9) == 240
+    assert replace(half, cpu=False, adapted=True).gradients_of_layer(9) == 272 + 8 * 16
     assert half.kept_by_layer == 2 * 4 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (2 * 8 + 16) + 2 * 2 * 16 == 240
     adapted = replace(half, adapted=True)
     assert adapted.kept_by_layer == 2 * 2 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (5 * 8 + 8 + 16) + 2 * 2 * 16 == 272
     fused = replace(adapted, fused_lora=True)
     assert fused.kept_by_layer == 2 * 2 * 8 + 2 * (2 * 8 + 2 * 4) + 2 * (2 * 8 + 16) + 2 * 2 * 16 == 208
-    assert replace(fused, cpu=False).gradients_of_layer == 208
+    assert replace(fused, cpu=False).gradients_of_layer(9) == 208
 
 
 def test_the_parts_of_a_step() -> None:
     parts = estimate(SHAPE, 10)
     assert (parts.weights, parts.gradients, parts.moments, parts.copies) == (4000, 4000, 8000, 0)
-    assert parts.activations == 10 * 416 * 3 + 20 * 4 * 8
-    assert parts.head == 10 * 10 * 8 + (10 + 10) * 8 * 4
-    assert parts.total == 4000 + 4000 + 8000 + 13120 + 1440
-    assert estimate(SHAPE, 10, predicted=4).head == 4 * 10 * 8 + (10 + 4) * 8 * 4
+    assert parts.activations == 10 * 416 * 2 + 20 * 4 * 8
+    assert parts.backward == 10 * 416
+    assert parts.total == 4000 + 4000 + 8000 + 8960 + 4160
+    wide = replace(SHAPE, vocabulary=1000)
+    assert estimate(wide, 10).backward == 10 * 1000 * 8 + (1000 + 10) * 8 * 4
+    assert estimate(wide, 10, predicted=4).backward == 4 * 1000 * 8 + (1000 + 4) * 8 * 4
+    assert estimate(replace(wide, adapted=True), 10).backward == 10 * 1000 * 8
     assert estimate(SHAPE, 10, reference=True).reference == 4000
     assert estimate(SHAPE, 10, critic="model").critic == 16000
     assert estimate(replace(SHAPE, bf16=True), 10).copies == 1600
     adapted = estimate(replace(SHAPE, bf16=True, adapted=True, trained=100, multiplied=100), 10)
     assert (adapted.weights, adapted.gradients, adapted.moments) == (900 * 2 + 100 * 4, 400, 800)
     checkpointing = estimate(replace(SHAPE, checkpointing=True), 10)
-    assert checkpointing.activations == 10 * 416 * 2 + 10 * 4 * 8 * 2 + 20 * 4 * 8
+    assert checkpointing.activations == 10 * 416 + 10 * 4 * 8 * 2 + 20 * 4 * 8
 
 
 def test_sizes_come_from_the_configuration_alone() -> None:

@@ -21,13 +21,14 @@ normalised input too (4 bytes x H each), autocast a copy for every matrix, and t
 (c I); an MLP without gate keeps its activation's steps. Norms of queries and keys keep c (Q + K). What other
 architectures keep beyond that, such as the capped scores of Gemma 2, is left to the measurement.
 
-The backward pass holds gradients of about what one layer keeps, or, where that is more, what attention's
-holds on a CPU (`policies.cpu_attention`): queries, keys, values, output and its gradient, 5 c Q and in bf16
-20 Q again in fp32, three gradients 12 Q, and their sums 4 (Q + 2K). peft's own layers in bf16 add 8 I: the
-input of A in fp32, and its gradient. With checkpointing a layer keeps its input only, r H, and one layer at a
-time everything. The head holds a block of logits in fp32 and in the run's precision
-(`objectives.logprobs.HELD`, `HELD_ON_CPU`), and in fp32 the gradients of its matrix and of the hidden
-states while they are added up.
+The backward pass holds the head's gradients first and those of one layer after another later, so that the
+larger of both counts. The head's are a block of logits in fp32 and in the run's precision
+(`objectives.logprobs.HELD`, `HELD_ON_CPU`), and in fp32 the gradients of its matrix and of the hidden states
+while they are added up. A layer's are about what it keeps, or, where that is more, what attention's backward
+pass holds on a CPU (`policies.cpu_attention`): queries, keys, values, output and its gradient, 5 c Q, three
+gradients 3 c Q, and their sums 4 (Q + 2K); of rows shorter than SHORT in bf16 the first 20 Q again in fp32,
+and the gradients 12 Q. peft's own layers in bf16 add 8 I: the input of A in fp32, and its gradient. With
+checkpointing a layer keeps its input only, r H, and one layer at a time everything.
 """
 
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ import torch
 
 from trimtab.hub import only_local
 from trimtab.objectives.logprobs import HELD, HELD_ON_CPU
+from trimtab.policies.cpu_attention import SHORT
 from trimtab.policies.folders import Source, look, reading
 from trimtab.policies.fused import is_of_family
 from trimtab.policies.load import ModelConfig, lora_config, resolve_device, resolve_precision
@@ -111,11 +113,11 @@ class Shape:
             activation = c * 3 * i if self.gated else c * STEPS.get(self.activation, 2) * i
         return norms + attention + inputs + activation
 
-    @property
-    def gradients_of_layer(self) -> int:
-        """Bytes a token that the backward pass of one layer takes at most."""
+    def gradients_of_layer(self, longest: int) -> int:
+        """Bytes a token that the backward pass of one layer takes at most, in rows of at most so many tokens."""
         q, k, c = self.queries, self.keys, self.bytes_of_product
-        attention = 5 * c * q + (20 * q if self.bf16 else 0) + 12 * q + 4 * (q + 2 * k)
+        rows = 20 * q + 12 * q if self.bf16 and longest < SHORT else 3 * c * q
+        attention = 5 * c * q + rows + 4 * (q + 2 * k)
         rounded = 8 * self.inner if self.adapted and self.copied else 0
         return max(self.kept_by_layer + rounded, attention if self.cpu else 0)
 
@@ -195,8 +197,8 @@ class Estimate:
     Attributes:
         weights, gradients, moments: see the module.
         copies: of trained matrices in bf16.
-        activations: kept for the backward pass, and its own of one layer.
-        head: a block of logits, and the head's gradient as it is added up.
+        activations: kept for the backward pass.
+        backward: what that pass holds of its own, in the head or in one layer.
         reference: a second model that is held all the time.
         critic: one with weights, gradients and moments of its own.
     """
@@ -206,13 +208,13 @@ class Estimate:
     moments: int
     copies: int
     activations: int
-    head: int
+    backward: int
     reference: int = 0
     critic: int = 0
     parts: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        names = ("weights", "gradients", "moments", "copies", "activations", "head", "reference", "critic")
+        names = ("weights", "gradients", "moments", "copies", "activations", "backward", "reference", "critic")
         object.__setattr__(self, "parts", {name: getattr(self, name) for name in names})
 
     @property
@@ -221,20 +223,27 @@ class Estimate:
 
 
 def estimate(
-    shape: Shape, tokens: int, *, predicted: int | None = None, reference: bool = False, critic: str = "none"
+    shape: Shape,
+    tokens: int,
+    *,
+    predicted: int | None = None,
+    longest: int = 0,
+    reference: bool = False,
+    critic: str = "none",
 ) -> Estimate:
     """The memory of a step whose largest micro-batch has so many tokens.
 
     Args:
         tokens: that are read; a prompt that several responses share counts once.
         predicted: those of responses, for which logits are computed; all if not given.
+        longest: of the longest prompt with its response.
         reference: whether a frozen model is held beside, as online methods do without an adapter.
         critic: none, head, adapter or model.
     """
     s, c = shape, shape.bytes_of_product
     predicted = tokens if predicted is None else predicted
     layers = 1 if s.checkpointing else s.layers
-    activations = tokens * (s.kept_by_layer * layers + s.gradients_of_layer)
+    activations = tokens * s.kept_by_layer * layers
     if s.checkpointing:
         activations += tokens * s.bytes_of_weight * s.hidden * s.layers
     activations += (tokens + predicted) * c * s.hidden
@@ -249,7 +258,7 @@ def estimate(
         moments=s.trained * 8,
         copies=s.multiplied * 2 if s.bf16 else 0,
         activations=activations,
-        head=block + sums,
+        backward=max(block + sums, tokens * s.gradients_of_layer(longest)),
         reference=s.parameters * 4 if reference else 0,
         critic=own,
     )

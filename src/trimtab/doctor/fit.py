@@ -51,6 +51,7 @@ class Case:
             self.shape,
             round(tokens * self.demand.read),
             predicted=round(tokens * self.demand.predicted),
+            longest=self.demand.row // self.demand.sequences,
             reference=online and (self.config.lora_rank == 0 or self.config.reference is not None),
             critic=self.critic.critic if needs_critic else "none",
         )
