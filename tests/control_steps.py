@@ -96,7 +96,7 @@ def gradients(method: Any, policy: ControlPolicy, rollout: Rollout, *parts: int)
     rows = torch.arange(rollout.size).split(list(parts) or [rollout.size])
     for vector in policy.parameters():
         vector.grad = None
-    backward(method, policy, list(rollout.parts(rows)))
+    backward(method, policy, [part for [part] in rollout.minibatches([[r] for r in rows])])
     found = [torch.zeros_like(v) if v.grad is None else v.grad.clone() for v in policy.parameters()]
     assert all(0 < float(g.abs().max()) < 100 for g in found[not method.trains_actor :])
     return found

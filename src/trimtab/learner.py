@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -92,7 +93,18 @@ class Work:
 
     def whole(self) -> list[Rollout]:
         """Everything, in the parts of the first epoch."""
-        return list(self.rollout.parts([rows for parts in self.plans[0] for rows in parts]))
+        return [part for parts in self.rollout.minibatches(self.plans[0]) for part in parts]
+
+    def left(self, *, whitened: bool, measured: bool) -> Iterator[list[Rollout]]:
+        """The minibatches that come next, to the end of the last epoch.
+
+        Args:
+            measured: whether metrics are wanted of all of them, not of the last epoch's alone.
+        """
+        plans = [self.plans[self.epoch][self.place :], *self.plans[self.epoch + 1 :]]
+        early = replace(self.rollout, measured=measured)
+        yield from early.minibatches(chain.from_iterable(plans[:-1]), whitened=whitened)
+        yield from self.rollout.minibatches(plans[-1], whitened=whitened)
 
 
 class Learner:
@@ -149,13 +161,12 @@ class Learner:
 
     def _epochs(self, work: Work) -> Iterator[None]:
         """Those updates that an early stop leaves out are counted all the same."""
-        first = round(work.share * self.steps)
+        method, first = self.method, round(work.share * self.steps)
+        wanted = {"whitened": method.whitens_minibatches, "measured": method.may_stop}
+        minibatches = work.left(**wanted)
         while work.epoch < len(work.plans):
-            left = work.plans[work.epoch][work.place :]
-            batches = work.rollout.parts([rows for parts in left for rows in parts]) if left else iter(())
-            for parts in left:
-                minibatch = self.method.minibatch([next(batches) for _ in parts])
-                metrics = self._step(first + work.behind, minibatch)
+            for _ in range(work.place, len(work.plans[work.epoch])):
+                metrics = self._step(first + work.behind, next(minibatches))
                 if metrics is None:
                     break
                 work.steps.append(metrics)
@@ -169,7 +180,8 @@ class Learner:
                 work.epoch, work.place, work.steps = work.epoch + 1, 0, []
                 continue
             work.plans = recut(work.plans, work.rollout, self.room.size)
-        if self.method.measures_step:
+            minibatches = work.left(**wanted)
+        if method.measures_step:
             work.learned["old_kl"] = _old_kl(self.policy, work.whole())
 
     def _step(self, step: int, batches: list[Rollout]) -> dict[str, Tensor | float] | None:

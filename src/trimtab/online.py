@@ -134,9 +134,9 @@ class OnlineTraining:
         self.source.remember(rollout)
         rollout = self.source.with_rewards(rollout, self.coefficients["beta"] * self.method.reward_beta)
         rollout = self.method.advantages(replace(rollout, coefficients=self.coefficients))
-        metrics |= self.source.describe(rollout) | _explained(rollout)
         if rollout.inputs.separable:
             rollout = rollout.flattened()
+        metrics |= self.source.describe(rollout) | _explained(rollout)
         return Work(rollout=rollout, plans=plans, samples=collection.samples, metrics=metrics, share=share)
 
     def _evaluated(self, rollout: Rollout) -> tuple[list[list[Parts]], Rollout, dict[str, float]]:
@@ -233,16 +233,17 @@ def _evaluated(
             the backward pass then stands beside nothing else.
     """
     found: dict[str, Tensor] = {}
+    whole = rollout.inputs.separable
+    parts = [torch.arange(rollout.size)] if whole else [rows for parts in plan for rows in parts]
+    inputs = [rollout.inputs] if whole else [rollout.inputs.select(rows) for rows in parts]
 
     def put(name: str, rows: Tensor, values: Tensor) -> None:
-        whole = found.setdefault(name, values.new_zeros(rollout.mask.shape))
-        whole[rows, : values.shape[1]] = values
+        if whole:
+            found[name] = values
+            return
+        filled = found.setdefault(name, values.new_zeros(rollout.mask.shape))
+        filled[rows, : values.shape[1]] = values
 
-    if rollout.inputs.separable:
-        parts = [torch.arange(rollout.size)]
-    else:
-        parts = [rows for parts in plan for rows in parts]
-    inputs = [rollout.inputs.select(rows) for rows in parts]
     if reference is not None:
         for rows, read in zip(parts, inputs, strict=True):
             put("ref_logprobs", rows, reference(read))
@@ -265,5 +266,5 @@ def _explained(rollout: Rollout) -> dict[str, float]:
     """How much of the returns the critic foresaw."""
     if rollout.values is None or rollout.returns is None:
         return {}
-    explained = explained_variance(rollout.values[rollout.mask], rollout.returns[rollout.mask])
+    explained = explained_variance(rollout.chosen(rollout.values), rollout.chosen(rollout.returns))
     return {"explained_variance": float(explained)}

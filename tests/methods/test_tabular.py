@@ -83,7 +83,7 @@ def gradients(method: Any, policy: ControlPolicy, rollout: Rollout) -> tuple[Arr
     of_actor, of_critic = [], []
     each, steps = COPIES // BATCHES, rollout.flattened()
     sizes = rollout.mask.sum(1).view(BATCHES, each).sum(1).tolist()
-    for batch in steps.parts(torch.arange(steps.size).split(sizes)):
+    for [batch] in steps.minibatches([[rows] for rows in torch.arange(steps.size).split(sizes)]):
         for vector in policy.parameters():
             vector.grad = None
         backward(method, policy, [batch])

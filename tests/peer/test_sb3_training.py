@@ -132,9 +132,9 @@ def own_after(update: Update, env: str) -> Tensors:
     for name, network, state in zip(
         ("actor.", "critic."), (policy.actor, policy.critic), states, strict=True
     ):
-        state.steps = update.made
+        state.steps.fill_(update.made)
         for place, room in enumerate((state.mean, state.square)):
-            for piece_name, piece in network.pieces(torch.from_numpy(room)).items():  # type: ignore[union-attr]
+            for piece_name, piece in network.pieces(room).items():  # type: ignore[union-attr]
                 piece.copy_(update.moments[name + piece_name][place] if update.moments else 0 * piece)
     list(training)
     return {n: t for n, t in policy.tensors().items() if not n.startswith("observations.")}

@@ -313,7 +313,8 @@ def test_loss_and_metrics_are_those_of_torch(loss: Loss) -> None:
     learner = online_method(loss[0], **loss[1])
     mine, torchs = both("gaussian", learner.needs_critic, dtype=torch.float64)
     rollout = experience(learner, torchs, "gaussian", seed=5)
-    parts = list(rollout.parts(torch.arange(rollout.size).split(7)))
+    rows = torch.arange(rollout.size).split(7)
+    parts = [part for [part] in rollout.minibatches([[some] for some in rows])]
     found, expected = (
         {name: float(value) for name, value in backward(learner, policy, parts).items()}
         for policy in (mine, torchs)

@@ -1,11 +1,14 @@
 """Rows of experience: chosen, joined, grouped, and credited by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from trimtab.feedback.sequences import Sequences
-from trimtab.rollouts.rollout import Rollout, whitened
+from trimtab.policies.control import Steps
+from trimtab.rollouts.rollout import Rollout
 
 ROWS = [([5, 6], [7]), ([8], [9, 10, 11]), ([12, 13, 14], [15, 16]), ([17], [18])]
 
@@ -120,15 +123,34 @@ def test_a_minibatch_is_whitened_as_one_whatever_parts_it_has() -> None:
     whole = whole.with_gae(gamma=1.0, lam=0.9, whitened=False)
     chosen = whole.advantages[whole.mask].numpy()
     expected = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
-    [one] = whitened([whole])
+    everything = torch.arange(4)
+    [[one]] = whole.minibatches([[everything]], whitened=True)
     assert one.advantages[whole.mask].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert float(one.advantages[~whole.mask].abs().max()) == 0
-    parts = whitened([whole.select(torch.tensor(rows)) for rows in ([2, 0], [3, 1])])
-    for part, rows in zip(parts, ([2, 0], [3, 1]), strict=True):
-        torch.testing.assert_close(part.advantages, one.select(torch.tensor(rows)).advantages)
+    halves = [torch.tensor([2, 0]), torch.tensor([3, 1])]
+    [parts] = whole.minibatches([halves], whitened=True)
+    for part, rows in zip(parts, halves, strict=True):
+        torch.testing.assert_close(part.advantages, one.select(rows).advantages)
+
+
+def test_minibatches_of_single_steps_are_whitened_each_on_its_own() -> None:
+    """Of equal sizes, of several, and of one step, which stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    columns = {"advantages": torch.randn(3, 3, generator=generator), "returns": torch.arange(9.0).view(3, 3)}
+    inputs = Steps(torch.randn(3, 4, 2, generator=generator), torch.zeros(3, 3))
+    steps = replace(rollout([([1], [1, 2, 3])] * 3, **columns), inputs=inputs).flattened()
+    for sizes in ([3, 3, 3], [4, 4, 1], [3, 1, 5]):
+        order = torch.randperm(9, generator=generator).split(sizes)
+        for [part], rows in zip(steps.minibatches([[r] for r in order], whitened=True), order, strict=True):
+            assert part.returns[:, 0].tolist() == rows.tolist()
+            expected = steps.advantages[rows]
+            if len(rows) > 1:
+                expected = (expected - expected.mean()) / (expected.std() + 1e-8)
+            torch.testing.assert_close(part.advantages, expected)
 
 
 def test_a_minibatch_of_a_single_step_keeps_its_advantage() -> None:
     alone = rollout(advantages=torch.full((4, 3), 2.5)).select(torch.tensor([0]))
     assert alone.steps == 1
-    assert whitened([alone])[0].advantages.tolist() == [[2.5]]
+    [[same]] = alone.minibatches([[torch.tensor([0])]], whitened=True)
+    assert same.advantages.tolist() == [[2.5]]

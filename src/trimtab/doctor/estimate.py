@@ -31,7 +31,7 @@ and the gradients 12 Q. peft's own layers in bf16 add 8 I: the input of A in fp3
 checkpointing a layer keeps its input only, r H, and one layer at a time everything.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -114,7 +114,7 @@ class Shape:
         return norms + attention + inputs + activation
 
     def gradients_of_layer(self, longest: int) -> int:
-        """Bytes a token that the backward pass of one layer takes at most, in rows of at most so many tokens."""
+        """Bytes a token that a layer's backward pass takes at most, in rows of at most so many tokens."""
         q, k, c = self.queries, self.keys, self.bytes_of_product
         rows = 20 * q + 12 * q if self.bf16 and longest < SHORT else 3 * c * q
         attention = 5 * c * q + rows + 4 * (q + 2 * k)
@@ -214,8 +214,7 @@ class Estimate:
     parts: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        names = ("weights", "gradients", "moments", "copies", "activations", "backward", "reference", "critic")
-        object.__setattr__(self, "parts", {name: getattr(self, name) for name in names})
+        object.__setattr__(self, "parts", {f.name: getattr(self, f.name) for f in fields(self) if f.init})
 
     @property
     def total(self) -> int:

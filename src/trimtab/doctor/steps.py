@@ -181,4 +181,4 @@ def _online_cuts(bench: Bench, method: OnlineMethod) -> tuple[Any, list[list[Any
     rollout = replace(rollout, values=out.values, next_values=out.next_values, **known)
     rollout = method.advantages(source.with_rewards(rollout, method.beta * method.reward_beta))
     ways = [[torch.tensor(part, device=policy.device) for part in parts] for parts in _ways(rollout.size)]
-    return learner, [method.minibatch([rollout.select(rows) for rows in parts]) for parts in ways]
+    return learner, list(rollout.minibatches(ways, whitened=method.whitens_minibatches))

@@ -153,9 +153,10 @@ class OnlineMethod(Method[Rollout]):
         """A step on the whole collection at once, before the epochs; returns metrics."""
         return {}
 
-    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
-        """What `loss` is given for one optimiser step, part by part."""
-        return parts
+    @property
+    def whitens_minibatches(self) -> bool:
+        """Whether advantages are brought to mean 0 and standard deviation 1 in every minibatch."""
+        return False
 
     @property
     def may_stop(self) -> bool:
@@ -187,7 +188,8 @@ class CriticMethod(OnlineMethod):
         return True
 
     def advantages(self, rollout: Rollout) -> Rollout:
-        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=self.whiten)
+        whitened = self.whiten and not self.whitens_minibatches
+        return rollout.with_gae(gamma=self.gamma, lam=self.lam, whitened=whitened)
 
     def units(self, batch: Rollout) -> int:
         return batch.steps

@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.policy_gradient import clip_fraction, old_kl, ppo_clip, value_loss
 from trimtab.policies.base import Actor
-from trimtab.rollouts.rollout import Rollout, whitened
+from trimtab.rollouts.rollout import Rollout
 
 
 @method("ppo")
@@ -33,7 +33,7 @@ class PPO(CriticMethod):
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
     whiten_minibatches: bool = False
-    """Bring the advantages of every minibatch to mean 0 and standard deviation 1 as well."""
+    """Bring advantages to mean 0 and standard deviation 1 in every minibatch, not in the whole collection."""
     old_kl_stop: float | None = None
     """End a collection's epochs where the KL from the old policy exceeds this, in nats a step."""
 
@@ -45,8 +45,9 @@ class PPO(CriticMethod):
             if getattr(self, name) is not None:
                 self.check(**{name: (1e-9, 1e6)})
 
-    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
-        return whitened(parts) if self.whiten_minibatches else parts
+    @property
+    def whitens_minibatches(self) -> bool:
+        return self.whiten_minibatches
 
     def coefficients(self) -> dict[str, float]:
         return {**super().coefficients(), "clip": self.clip}
@@ -65,8 +66,11 @@ class PPO(CriticMethod):
         )
         if out.entropy is not None:
             losses = losses - self.entropy_bonus * out.entropy
+        losses = batch.chosen(losses)
+        if not batch.measured:
+            return losses, {}
         ratio = (out.logprobs.detach(), batch.old_logprobs)
-        return batch.chosen(losses), {
+        return losses, {
             "old_kl": batch.chosen(old_kl(*ratio)),
             "clip_fraction": batch.chosen(clip_fraction(*ratio, batch.advantages, clip=clip)),
         }

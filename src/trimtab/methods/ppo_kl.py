@@ -9,7 +9,7 @@ from trimtab.methods.base import CriticMethod, Metrics, method
 from trimtab.objectives.coefficients import schulman
 from trimtab.objectives.policy_gradient import old_kl, ppo_kl, value_loss
 from trimtab.policies.base import Actor
-from trimtab.rollouts.rollout import Rollout, whitened
+from trimtab.rollouts.rollout import Rollout
 
 
 @method("ppo_kl")
@@ -35,7 +35,7 @@ class PPOWithKL(CriticMethod):
     entropy_bonus: float = 0.0
     """Reward for a nat of entropy."""
     whiten_minibatches: bool = False
-    """Bring the advantages of every minibatch to mean 0 and standard deviation 1 as well."""
+    """Bring advantages to mean 0 and standard deviation 1 in every minibatch, not in the whole collection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,8 +48,9 @@ class PPOWithKL(CriticMethod):
     def measures_step(self) -> bool:
         return self.old_kl_target is not None
 
-    def minibatch(self, parts: list[Rollout]) -> list[Rollout]:
-        return whitened(parts) if self.whiten_minibatches else parts
+    @property
+    def whitens_minibatches(self) -> bool:
+        return self.whiten_minibatches
 
     def coefficients(self) -> dict[str, float]:
         return {**super().coefficients(), "kl_penalty": self.kl_penalty}
@@ -67,6 +68,7 @@ class PPOWithKL(CriticMethod):
         losses = losses + self.value_weight * value_loss(out.values, batch.values, batch.returns)
         if out.entropy is not None:
             losses = losses - self.entropy_bonus * out.entropy
-        return batch.chosen(losses), {
-            "old_kl": batch.chosen(old_kl(out.logprobs.detach(), batch.old_logprobs))
-        }
+        losses = batch.chosen(losses)
+        if not batch.measured:
+            return losses, {}
+        return losses, {"old_kl": batch.chosen(old_kl(out.logprobs.detach(), batch.old_logprobs))}

@@ -4,7 +4,6 @@ The estimators are Schulman's ("Approximating KL divergence", 2020). They differ
 variance, and as losses also in their gradient, so that each is a name of its own here.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -26,7 +25,7 @@ def kl_k3(log_ratio: Tensor) -> Tensor:
 
     As a loss its gradient is that of KL(ref || pi), another divergence.
     """
-    return torch.expm1(-log_ratio) + log_ratio
+    return (-log_ratio).expm1() + log_ratio
 
 
 def kl_from_reference(log_ratio: Tensor) -> Tensor:

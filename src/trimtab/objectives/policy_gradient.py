@@ -4,7 +4,6 @@ ratio = exp(logprobs - old_logprobs), old being the policy that chose. All tenso
 [B, T] for steps, or [B] for whole responses with their log-probs summed.
 """
 
-import torch
 from torch import Tensor
 
 from trimtab.objectives.divergences import kl_k3
@@ -35,7 +34,7 @@ def ppo_clip(
     """
     ratio, costs = (logprobs - old_logprobs).exp(), -advantages
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    return torch.maximum(ratio * costs, clipped * costs)
+    return (ratio * costs).maximum(clipped * costs)
 
 
 def clip_fraction(
@@ -80,5 +79,5 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
     loss = (values - returns).square()
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
-        loss = torch.maximum(loss, (near - returns).square())
+        loss = loss.maximum((near - returns).square())
     return 0.5 * loss

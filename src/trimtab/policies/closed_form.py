@@ -107,7 +107,8 @@ def _constant(column: Tensor) -> Dual:
 
 def _column(slope: Any, scale: Any, count: int) -> Array:
     """A derivative for each step, times `scale`: [count, 1]."""
-    return (slope.reshape(count, 1) if isinstance(slope, np.ndarray) else np.full((count, 1), slope)) * scale
+    scaled = slope * scale
+    return scaled.reshape(count, 1) if isinstance(scaled, np.ndarray) else np.full((count, 1), scaled)
 
 
 def _kept(vector: Tensor) -> Tensor | None:

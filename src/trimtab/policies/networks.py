@@ -118,7 +118,7 @@ class Perceptron:
             across = weight.T if len(inputs) < MANY else weight.T.copy()
             out = hidden[-1].dot(across)
             out += bias
-            hidden.append(np.tanh(out, out) if self.tanh else np.maximum(out, 0.0, out))
+            hidden.append(np.tanh(out, out=out) if self.tanh else np.maximum(out, 0.0, out=out))
         weight, bias = self.layers[-1]
         out = hidden[-1].dot(weight.T)
         out += bias

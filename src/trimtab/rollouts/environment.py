@@ -181,7 +181,7 @@ class Environment:
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """What the last episodes were like, and how much was done."""
         metrics = {
-            "entropy": -float(rollout.old_logprobs[rollout.mask].mean()),
+            "entropy": -float(rollout.chosen(rollout.old_logprobs).mean()),
             "episodes": float(self.episodes),
             "steps": float(rollout.steps),
             "total_steps": float(self.total_steps),

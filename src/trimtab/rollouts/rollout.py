@@ -1,6 +1,6 @@
 """Experience: rows of steps that a policy took, and what came of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from trimtab.policies.base import ABSENT
 from trimtab.policies.control import cut
 from trimtab.stateful import stateful
 
+GATHERED = 2**20  # numbers of observations that are copied at once, if a rollout has no more; 4 MB
 STEP_COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")  # what losses read
 
 
@@ -37,6 +38,7 @@ class Rollout:
         longest: the most steps that a row can have.
         coefficients: what changes while training goes on, such as an adaptive `beta`.
         dense: the mask is true everywhere.
+        measured: a loss on it gives metrics, too; those of all but the last epoch nobody reads.
     """
 
     inputs: Any
@@ -56,6 +58,7 @@ class Rollout:
     longest: int = 1
     coefficients: Mapping[str, float] = field(default_factory=dict)
     dense: bool = False
+    measured: bool = True
 
     @property
     def steps(self) -> int:
@@ -83,8 +86,11 @@ class Rollout:
 
     def flattened(self) -> "Rollout":
         """Every step where the policy chose as a row of its own, T = 1, with what losses read."""
+        places = self.mask.flatten().nonzero()[:, 0]  # once: a mask of truth values is searched each time
         tensors: dict[str, Any] = {
-            name: None if (value := getattr(self, name)) is None else value[self.mask][:, None]
+            name: None
+            if (value := getattr(self, name)) is None
+            else value.reshape(-1, 1).index_select(0, places)
             for name in STEP_COLUMNS
         }
         unread = dict.fromkeys(("rewards", "terminated", "ended", "score", "fresh", "next_values"), ABSENT)
@@ -92,15 +98,30 @@ class Rollout:
         inputs = self.inputs.flattened(self.mask)
         return replace(self, inputs=inputs, mask=mask, dense=True, group_size=1, **tensors, **unread)
 
-    def parts(self, rows: Sequence[Tensor]) -> Iterator["Rollout"]:
-        """`select` of each; single steps are gathered once for all."""
-        if not self.dense:
-            yield from map(self.select, rows)
+    def minibatches(
+        self, plan: Iterable[Sequence[Tensor]], *, whitened: bool = False
+    ) -> Iterator[list["Rollout"]]:
+        """The parts of each minibatch, given their rows; single steps are gathered for many of them at once.
+
+        Args:
+            whitened: advantages have mean 0 and standard deviation 1 in each; that of a single step stays.
+        """
+        if self.dense:
+            width = max(1, self.inputs.observations[:1].numel())
+            for rows in _together([rows for [rows] in plan], max(self.size, GATHERED // width)):
+                yield from ([part] for part in self._gathered(rows, whitened))
             return
-        order, sizes = torch.cat(list(rows)), [len(part) for part in rows]
-        columns = {
+        for minibatch in plan:
+            parts = [self.select(rows) for rows in minibatch]
+            yield _whitened(parts) if whitened else parts
+
+    def _gathered(self, rows: list[Tensor], whitened: bool) -> Iterator["Rollout"]:
+        order, sizes = torch.cat(rows), [len(part) for part in rows]
+        columns: dict[str, Sequence[Tensor]] = {
             n: cut(value, order, sizes) for n in STEP_COLUMNS if (value := getattr(self, n)) is not None
         }
+        if whitened:
+            columns["advantages"] = _whitened_steps(columns["advantages"])
         masks = {size: self.mask.new_ones(size, 1) for size in set(sizes)}
         for size, inputs, *values in zip(
             sizes, self.inputs.cut(order, sizes), *columns.values(), strict=True
@@ -139,19 +160,23 @@ class Rollout:
         return replace(self, advantages=advantages, returns=returns)
 
 
-def whitened(parts: list[Rollout]) -> list[Rollout]:
-    """The same with advantages of mean 0 and standard deviation 1 over all parts; a single step stays."""
-    chosen = [part.advantages if part.dense else part.advantages[part.mask] for part in parts]
-    if sum(map(len, chosen)) == 1:
+def _whitened(parts: list[Rollout]) -> list[Rollout]:
+    if sum(part.steps for part in parts) == 1:
         return parts
-    deviation, mean = torch.std_mean(torch.cat(chosen) if len(chosen) > 1 else chosen[0])
-    deviation = deviation + 1e-8
+    deviation, mean = torch.std_mean(torch.cat([part.chosen(part.advantages) for part in parts]))
+    advantages = [(part.advantages - mean).div_(deviation + 1e-8) * part.mask for part in parts]
+    return [_changed(part, advantages=values) for part, values in zip(parts, advantages, strict=True)]
 
-    def changed(part: Rollout) -> Rollout:
-        advantages = (part.advantages - mean).div_(deviation)
-        return _changed(part, advantages=advantages if part.dense else advantages * part.mask)
 
-    return [changed(part) for part in parts]
+def _whitened_steps(minibatches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each [B, 1]; those of the same size in one go."""
+    if len({len(steps) for steps in minibatches}) > 1:
+        return [steps for alone in minibatches for steps in _whitened_steps([alone])]
+    stacked = torch.stack(list(minibatches))
+    if stacked.shape[1] == 1:
+        return minibatches
+    deviation, mean = torch.std_mean(stacked, 1, keepdim=True)
+    return (stacked - mean).div_(deviation + 1e-8).unbind()
 
 
 @stateful
@@ -182,6 +207,20 @@ def _changed(rollout: Rollout, **changes: Any) -> Rollout:
     changed = object.__new__(type(rollout))
     changed.__dict__.update(rollout.__dict__, **changes)
     return changed
+
+
+def _together(rows: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Neighbours that hold at most so many numbers together, one of them at least."""
+    some: list[Tensor] = []
+    room = most
+    for part in rows:
+        if some and len(part) > room:
+            yield some
+            some, room = [], most
+        some.append(part)
+        room -= len(part)
+    if some:
+        yield some
 
 
 def _widened(values: Tensor, steps: int) -> Tensor:
