@@ -185,7 +185,7 @@ def test_examples_fill_the_parts_of_a_step() -> None:
 
 SIZES = {
     "wide MLP": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "head_dim": 64},
-    "large heads": {"hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 3, "head_dim": 128},
+    "large heads": {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": 128},
     "many layers": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 16},
 }
 
