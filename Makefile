@@ -55,7 +55,7 @@ addition: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.addition --out docs
 
 scores: $(VENV)/installed-dev
-	$(BIN)/python -m benchmarks.scores --document
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scores --document
 
 table1: $(VENV)/installed-dev
 	$(BIN)/trimtab compare benchmarks/table1.yaml --out runs/table1
